@@ -1,0 +1,32 @@
+# demo · test · check · bench: each installs what it needs into .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: demo test check wheel-check clean
+
+demo: $(INSTALLED)
+	$(BIN)/rayscope demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright
+	$(BIN)/python -m pytest
+
+# A wheel in a clean environment, run outside the repository.
+wheel-check: $(INSTALLED)
+	scripts/wheel_check.sh
+
+# torch first and by its exact version: with it in place pip has no reason to fetch another build.
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .[dev]
+	touch $@
+
+clean:
+	rm -rf .venv build dist runs multirun

@@ -1,0 +1,8 @@
+"""rayscope demo, as a script."""
+
+from rayscope.cli import main
+
+if __name__ == "__main__":
+    import sys
+
+    main(["demo", *sys.argv[1:]])

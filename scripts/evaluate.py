@@ -1,0 +1,8 @@
+"""rayscope evaluate, as a script."""
+
+from rayscope.cli import main
+
+if __name__ == "__main__":
+    import sys
+
+    main(["evaluate", *sys.argv[1:]])

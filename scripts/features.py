@@ -1,0 +1,8 @@
+"""rayscope features, as a script."""
+
+from rayscope.cli import main
+
+if __name__ == "__main__":
+    import sys
+
+    main(["features", *sys.argv[1:]])

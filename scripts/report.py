@@ -1,0 +1,8 @@
+"""rayscope report, as a script."""
+
+from rayscope.cli import main
+
+if __name__ == "__main__":
+    import sys
+
+    main(["report", *sys.argv[1:]])

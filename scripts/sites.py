@@ -1,0 +1,8 @@
+"""rayscope sites, as a script."""
+
+from rayscope.cli import main
+
+if __name__ == "__main__":
+    import sys
+
+    main(["sites", *sys.argv[1:]])

@@ -1,0 +1,8 @@
+"""rayscope train, as a script."""
+
+from rayscope.cli import main
+
+if __name__ == "__main__":
+    import sys
+
+    main(["train", *sys.argv[1:]])

@@ -1,0 +1,150 @@
+"""ActivationStream: shuffled batches of activations at every site at once, a function of (seed, batch number).
+
+R rows, C context, N vectors of a batch, D site width.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rayscope.model import LanguageModel
+from rayscope.sites import Site
+from rayscope.text import Rows
+
+
+@dataclass(frozen=True)
+class Batch:
+    """N positions of the text, the same at every site. `previous` is the token before; position 0 is in no batch."""
+
+    tokens_N: Tensor
+    previous_N: Tensor
+    documents_N: Tensor
+    positions_N: Tensor
+    activations: dict[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(self.tokens_N)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        move = {key: x.to(device, non_blocking=True) for key, x in self.activations.items()}
+        rest = (self.tokens_N, self.previous_N, self.documents_N, self.positions_N)
+        return Batch(*(t.to(device, non_blocking=True) for t in rest), activations=move)
+
+
+class ActivationStream:
+    """A sized, stateful stream of batches of `batch_size` vectors, `tokens` in all.
+
+    Rows are read in an order drawn anew for each pass over the text; `round_tokens` of their positions at a time are
+    harvested and shuffled together, and cut into batches. Both orders come from (seed, number), so a batch depends on
+    (seed, batch number) alone, not on the sites nor on what was read before; the whole state is the next batch's number.
+    Position 0 is left out by index.
+
+    precision: "fp32", or "bf16" for autocast in the harvest's matmuls (activations come out as float32 in both).
+    Raises ValueError for a round smaller than a batch, and for activations that are not finite.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        rows: Rows,
+        sites: Sequence[Site],
+        *,
+        tokens: int,
+        batch_size: int = 1024,
+        round_tokens: int = 65_536,
+        seed: int = 0,
+        precision: str = "fp32",
+        harvest_rows: int = 16,
+    ):
+        if precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision={precision}: fp32 or bf16")
+        if batch_size < 1 or tokens < batch_size:
+            raise ValueError(f"tokens={tokens} is less than one batch of {batch_size}")
+        self.context = rows.tokens.shape[1]
+        self.round_rows = -(-round_tokens // (self.context - 1))
+        self.batches_a_round = self.round_rows * (self.context - 1) // batch_size
+        if not self.batches_a_round:
+            raise ValueError(f"stream.round_tokens={round_tokens} is less than one batch of {batch_size}; raise it")
+        self.model, self.rows, self.sites, self.seed, self.precision = model, rows, tuple(sites), seed, precision
+        self.batch_size, self.harvest_rows = batch_size, harvest_rows
+        self.length = tokens // batch_size
+        self.next_batch = 0
+        self._round: tuple[int, Batch, Tensor] | None = None
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches from the state on; at the end the state returns to the first."""
+        while self.next_batch < self.length:
+            self.next_batch += 1  # before the batch goes out: a checkpoint taken after it must not repeat it
+            yield self[self.next_batch - 1]
+        self.next_batch = 0
+
+    def __getitem__(self, number: int) -> Batch:
+        round_number, place = divmod(number, self.batches_a_round)
+        if self._round is None or self._round[0] != round_number:
+            self._round = None  # two rounds never lie in memory together
+            harvested = self.harvest(self.rows_of_round(round_number))
+            order = permutation(len(harvested), self.seed, "round", round_number)
+            self._round = (round_number, harvested, order)
+        _, harvested, order = self._round
+        chosen = order[place * self.batch_size : (place + 1) * self.batch_size]
+        return Batch(
+            harvested.tokens_N[chosen],
+            harvested.previous_N[chosen],
+            harvested.documents_N[chosen],
+            harvested.positions_N[chosen],
+            {key: x.index_select(0, chosen) for key, x in harvested.activations.items()},
+        )
+
+    def state_dict(self) -> dict[str, int]:
+        return {"next_batch": self.next_batch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.next_batch = state["next_batch"]
+
+    def rows_of_round(self, number: int) -> np.ndarray:
+        """Row numbers of a round: consecutive places in an endless sequence of shuffled passes over the rows."""
+        places = np.arange(number * self.round_rows, (number + 1) * self.round_rows)
+        passes, within = np.divmod(places, len(self.rows))
+        return np.concatenate(
+            [permutation(len(self.rows), self.seed, "pass", p).numpy()[within[passes == p]] for p in np.unique(passes)]
+        )
+
+    def harvest(self, row_numbers: np.ndarray) -> Batch:
+        """Activations at the rows' positions 1, 2, ..., in the order of the text."""
+        size, per_row = len(row_numbers), self.context - 1
+        buffers = {site.key: torch.empty(size * per_row, site.width) for site in self.sites}
+        tokens_RC = torch.from_numpy(self.rows.tokens[row_numbers].astype(np.int64))
+        documents_RC = torch.from_numpy(self.rows.documents[row_numbers].astype(np.int64))
+        for start in range(0, size, self.harvest_rows):
+            part = tokens_RC[start : start + self.harvest_rows].to(self.model.device)
+            with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                found = self.model.activations(part, self.sites)
+            for site in self.sites:
+                x_ND = found[site.key][:, 1:].flatten(0, 1).float()
+                check_finite(x_ND, site, self.model.name)
+                buffers[site.key][start * per_row : start * per_row + len(x_ND)].copy_(x_ND)
+        positions = torch.arange(1, self.context).repeat(size)
+        return Batch(
+            tokens_RC[:, 1:].flatten(), tokens_RC[:, :-1].flatten(), documents_RC[:, 1:].flatten(), positions, buffers
+        )
+
+
+def check_finite(x_ND: Tensor, site: Site, model: str) -> None:
+    if not torch.isfinite(x_ND).all():
+        count = int((~torch.isfinite(x_ND)).any(-1).sum())
+        raise ValueError(f"activations at {site.hook} of {model}: {count} of {len(x_ND)} vectors hold NaN or infinity")
+
+
+STREAMS = {"pass": 0, "round": 1, "evaluation": 2}
+
+
+def permutation(size: int, seed: int, stream: str, number: int) -> Tensor:
+    """A permutation drawn from (seed, stream, number)."""
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + int(number)) * len(STREAMS) + STREAMS[stream])
+    return torch.randperm(size, generator=generator)

@@ -1,0 +1,228 @@
+"""Codes and Dictionary: what everything that encodes and decodes has in common, and how it is saved.
+
+N vectors, D site width, L latents, M non-zero codes of N vectors.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+FORMAT = 1
+KINDS: dict[str, type["Dictionary"]] = {}  # by the name that config.json gives; filled as classes are defined
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Sparse codes of N vectors in compressed rows: row n holds entries offsets[n] to offsets[n + 1]."""
+
+    indices_M: Tensor
+    values_M: Tensor
+    offsets: Tensor
+    latents: int
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def rows_M(self) -> Tensor:
+        """The vector that each entry belongs to."""
+        counts = self.offsets.diff()
+        return torch.arange(len(self), device=counts.device).repeat_interleave(counts)
+
+    def dense(self) -> Tensor:
+        z_NL = self.values_M.new_zeros(len(self), self.latents)
+        return z_NL.index_put_((self.rows_M, self.indices_M), self.values_M, accumulate=True)
+
+    @classmethod
+    def of_rows(cls, indices_Nk: Tensor, values_Nk: Tensor, latents: int) -> "Codes":
+        """From the same number of entries a row; zeros are left out."""
+        kept = values_Nk != 0
+        offsets = F.pad(kept.sum(1).cumsum(0), (1, 0))
+        return cls(indices_Nk[kept], values_Nk[kept], offsets, latents)
+
+    @classmethod
+    def of_dense(cls, z_NL: Tensor) -> "Codes":
+        kept = z_NL != 0
+        offsets = F.pad(kept.sum(1).cumsum(0), (1, 0))
+        return cls(kept.nonzero()[:, 1], z_NL[kept], offsets, z_NL.shape[1])
+
+
+class Dictionary(nn.Module):
+    """x_hat = z @ directions + bias, z sparse. Subclasses say how z is found.
+
+    A subclass sets `kind` (its name in config.json), `signed`, `directions` (L, D), `bias` (D), `encode_sparse` and
+    `arguments`; it is rebuilt as `cls(**arguments())` and `load_state_dict`. A ray dictionary has `signed` False: its
+    codes are never negative.
+    """
+
+    kind: str
+    width: int
+    latents: int
+    k: int
+    signed: bool
+    adaptive: bool = False  # the number of codes varies from vector to vector
+    fixed_support: bool = False  # the same k latents are active on every vector
+    provenance: dict[str, Any]
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if "kind" in cls.__dict__:
+            KINDS[cls.kind] = cls
+
+    def __init__(self, width: int, latents: int, k: int):
+        super().__init__()
+        if width < 1 or latents < 1:
+            raise ValueError(f"width={width} and latents={latents} must be at least 1")
+        if k < 1:
+            raise ValueError(f"k={k} must be at least 1")
+        if k > latents:
+            raise ValueError(f"k={k} exceeds the {latents} latents; lower k or raise latents")
+        self.width, self.latents, self.k = width, latents, k
+        self.provenance = {}
+
+    @property
+    def directions(self) -> Tensor:
+        """(L, D): the linear part of decode."""
+        raise AttributeError(f"{type(self).__name__} defines no directions")
+
+    @property
+    def bias(self) -> Tensor:
+        """(D): decode(0)."""
+        raise AttributeError(f"{type(self).__name__} defines no bias")
+
+    def encode_sparse(self, x_ND: Tensor) -> Codes:
+        raise AttributeError(f"{type(self).__name__} defines no encode_sparse")
+
+    def arguments(self) -> dict[str, Any]:
+        """What the constructor takes, as plain values."""
+        return {"width": self.width, "latents": self.latents, "k": self.k}
+
+    def with_k(self, k: int) -> "Dictionary":
+        """The same weights at another k."""
+        other = type(self)(**{**self.arguments(), "k": k})
+        other.load_weights(self.weights())
+        other.provenance = dict(self.provenance)
+        return other.eval()
+
+    def encode(self, x_ND: Tensor) -> Tensor:
+        return self.encode_sparse(x_ND).dense()
+
+    def decode(self, z_NL: Tensor) -> Tensor:
+        return z_NL @ self.directions + self.bias
+
+    def decode_sparse(self, codes: Codes) -> Tensor:
+        if len(codes.values_M) == 0:
+            return self.bias.expand(len(codes), -1).clone()
+        directions = self.directions
+        return self.bias + F.embedding_bag(
+            codes.indices_M,
+            directions,
+            codes.offsets,
+            mode="sum",
+            per_sample_weights=codes.values_M.to(directions.dtype),
+            include_last_offset=True,
+        )
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        self.check(x_ND)
+        return self.decode_sparse(self.encode_sparse(x_ND))
+
+    def check(self, x_ND: Tensor) -> None:
+        if x_ND.ndim != 2 or x_ND.shape[1] != self.width:
+            shape = tuple(x_ND.shape)
+            raise ValueError(f"this {self.kind} dictionary has width {self.width}, the vectors given are {shape}")
+
+    def to_save(self) -> "Dictionary":
+        """The dictionary as it is written: a learned one folds its input scale."""
+        return self
+
+    def weights(self) -> dict[str, Tensor]:
+        """What `weights.safetensors` holds: the state, without what only training needs."""
+        return self.state_dict()
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        """The inverse of `weights`; raises where a tensor is missing, unknown or of another shape."""
+        self.load_state_dict(weights)
+
+    @torch.no_grad()
+    def save(self, folder: str | Path, provenance: dict[str, Any] | None = None) -> Path:
+        """Writes `config.json` and `weights.safetensors`, whole or not at all; what was in the folder is replaced.
+
+        config: format, kind, arguments, signed, sha256 of the weights file, and the provenance given (site, model,
+        text, tokens, seed).
+        """
+        folder, saved = Path(folder), self.to_save()
+        weights = save_tensors({name: t.detach().cpu().contiguous() for name, t in saved.weights().items()})
+        config = {
+            "format": FORMAT,
+            "kind": saved.kind,
+            "arguments": saved.arguments(),
+            "signed": saved.signed,
+            "sha256": hashlib.sha256(weights).hexdigest(),
+            "provenance": {**saved.provenance, **(provenance or {})},
+        }
+        text = json.dumps(config, indent=2, allow_nan=False)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+        try:
+            for name, content in (("weights.safetensors", weights), ("config.json", text.encode())):
+                with (temporary / name).open("wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+            temporary.chmod(0o755)
+            if folder.exists():
+                shutil.rmtree(folder)
+            temporary.rename(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return folder
+
+
+def load(folder: str | Path) -> Dictionary:
+    """The dictionary that `save` wrote there, in evaluation mode, with its `provenance`.
+
+    Raises ValueError for a folder that is no dictionary, of a newer format, or whose weights do not match their hash.
+    """
+    folder = Path(folder)
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        weights = (folder / "weights.safetensors").read_bytes()
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{folder} is not a saved dictionary ({error})") from None
+    if config.get("format") != FORMAT or config.get("kind") not in KINDS:
+        known = ", ".join(sorted(KINDS))
+        raise ValueError(
+            f"{folder}: format {config.get('format')} of kind {config.get('kind')!r}; "
+            f"this version reads format {FORMAT} of {known}"
+        )
+    if hashlib.sha256(weights).hexdigest() != config["sha256"]:
+        raise ValueError(f"{folder}: weights.safetensors is not the file that config.json was written for")
+    dictionary = KINDS[config["kind"]](**config["arguments"])
+    dictionary.load_weights(load_tensors(weights))
+    dictionary.provenance = config["provenance"]
+    return dictionary.eval()
+
+
+def find(folder: str | Path) -> dict[str, Path]:
+    """{path below the folder: folder} of every saved dictionary in a tree; the folder itself may be one."""
+    folder = Path(folder)
+    found = sorted(
+        path.parent for path in folder.rglob("config.json") if (path.parent / "weights.safetensors").is_file()
+    )
+    if not found:
+        raise ValueError(
+            f"dictionaries.folder={folder}: no saved dictionary (config.json beside weights.safetensors) there"
+        )
+    return {str(path.relative_to(folder)): path for path in found}

@@ -1,0 +1,249 @@
+"""What every learned dictionary shares: parameters, the loss with AuxK, counters of silence, folding at save.
+
+N vectors, D site width, L latents, M chosen (vector, latent) pairs.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rayscope.dictionaries.base import Codes, Dictionary
+from rayscope.dictionaries.kernels import Plan, gather_dot, preactivations, sparse_decode
+
+DECODERS = ("learned", "frozen")
+
+
+class Learned(Dictionary):
+    """pre = W_enc (s x - b_dec) + b_enc, z sparse from pre, s x_hat = z W_dec + b_dec, rows of W_dec of unit length.
+
+    s is one number that makes E|s x|^2 = D. Codes are in the units of x: z / s. Gradients never reach x. A subclass
+    says how latents are chosen: `choose` while it trains, `entries` when it is used (exactly, in full precision).
+    """
+
+    training_only: tuple[str, ...] = (
+        "silent_L",
+        "fired_L",
+        "counted",
+        "dead_window",
+    )  # state of a checkpoint, not of a saved dictionary
+    last: dict[str, Tensor]
+    scale: Tensor
+    silent_L: Tensor
+    dead_window: Tensor
+    fired_L: Tensor
+    counted: Tensor
+
+    def __init__(
+        self,
+        width: int,
+        latents: int,
+        k: int,
+        seed: int = 0,
+        decoder: str = "learned",
+        lr: float | None = None,
+        auxk: int | None = None,
+        auxk_coefficient: float = 1 / 32,
+    ):
+        super().__init__(width, latents, k)
+        if decoder not in DECODERS:
+            raise ValueError(f"decoder={decoder!r}; it is one of {', '.join(DECODERS)}")
+        if lr is not None and not lr > 0:
+            raise ValueError(f"lr={lr} must be above 0 (null: 2e-4 / sqrt(latents / 2**14))")
+        if auxk is not None and not 0 <= auxk <= latents:
+            raise ValueError(f"auxk={auxk} must be between 0 (off) and the {latents} latents")
+        if not auxk_coefficient >= 0:
+            raise ValueError(f"auxk_coefficient={auxk_coefficient} must be at least 0")
+        self.seed, self.decoder = seed, decoder
+        self.lr = lr if lr is not None else 2e-4 / (latents / 2**14) ** 0.5
+        self.auxk = auxk if auxk is not None else min(width // 2, latents // 2)
+        self.auxk_coefficient = auxk_coefficient
+        rows_LD = F.normalize(torch.randn(latents, width, generator=torch.Generator().manual_seed(seed)))
+        self.W_dec_LD = nn.Parameter(rows_LD, requires_grad=decoder == "learned")
+        self.W_enc_LD = nn.Parameter(rows_LD.clone())
+        self.b_enc_L = nn.Parameter(torch.zeros(latents))
+        self.b_dec_D = nn.Parameter(torch.zeros(width))
+        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("silent_L", torch.zeros(latents, dtype=torch.int64))
+        self.register_buffer("fired_L", torch.zeros(latents, dtype=torch.int64))
+        self.register_buffer("counted", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("dead_window", torch.tensor(10_000_000))
+        self.last = {}
+
+    def arguments(self) -> dict[str, Any]:
+        own = ("seed", "decoder", "lr", "auxk", "auxk_coefficient")
+        return {**super().arguments(), **{name: getattr(self, name) for name in own}}
+
+    @property
+    def directions(self) -> Tensor:
+        return self.W_dec_LD
+
+    @property
+    def bias(self) -> Tensor:
+        return self.b_dec_D / self.scale
+
+    @property
+    def dead_L(self) -> Tensor:
+        """Silent for at least dead_window tokens."""
+        return self.silent_L >= self.dead_window
+
+    def choose(self, centred_ND: Tensor, dead_A: Tensor) -> tuple[Plan, Plan | None]:
+        """Which latents each vector uses in training, and which of the dead ones reconstruct its residual."""
+        raise AttributeError(f"{type(self).__name__} defines no choose")
+
+    def entries(self, pre_CL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(codes of each vector, their latents, their values in scaled units), exactly, from a chunk's pre."""
+        raise AttributeError(f"{type(self).__name__} defines no entries")
+
+    @torch.no_grad()
+    def encode_sparse(self, x_ND: Tensor) -> Codes:
+        """Chunk by chunk, always in full precision; BatchTopK by its threshold, so vectors do not affect each other."""
+        self.check(x_ND)
+        counts, indices, values = [], [], []
+        with full_precision(x_ND):
+            for _, pre_CL in preactivations(self._centred(x_ND), self.W_enc_LD, self.b_enc_L):
+                for part, found in zip((counts, indices, values), self.entries(pre_CL), strict=True):
+                    part.append(found)
+        if not counts:
+            none = torch.zeros(0, dtype=torch.int64, device=x_ND.device)
+            return Codes(none, self.b_enc_L.detach()[:0], F.pad(none, (1, 0)), self.latents)
+        offsets = F.pad(torch.cat(counts).cumsum(0), (1, 0))
+        return Codes(torch.cat(indices), torch.cat(values) / self.scale, offsets, self.latents)
+
+    @torch.no_grad()
+    def prepare(self, x_ND: Tensor, dead_window: int) -> None:
+        """From a sample: s = sqrt(D / E|x|^2), b_dec = s E[x]. A latent is dead after dead_window silent tokens."""
+        self.check(x_ND)
+        check_finite(x_ND)
+        if dead_window < 1:
+            raise ValueError(f"dead_window={dead_window} tokens must be at least 1")
+        power = x_ND.double().square().sum(1).mean()
+        if power == 0:
+            raise ValueError(f"all {len(x_ND)} sample vectors are zero: nothing to learn from")
+        self.scale.copy_((self.width / power).sqrt())
+        self.b_dec_D.copy_(x_ND.double().mean(0) * self.scale.double())
+        self.dead_window.fill_(dead_window)
+        self.calibrate(x_ND)
+
+    def losses(self, x_ND: Tensor) -> dict[str, Tensor]:
+        """reconstruction = sum|x - x_hat|^2 / sum|x - batch mean|^2, the batch's own FVU;
+        auxk = coefficient * sum|e - e_hat|^2 / sum|e - batch mean of e|^2, e the residual (no gradient), e_hat its
+        decode from the auxk strongest dead latents; 0 where none is dead. Both are free of the scale of x.
+
+        Counts the silent tokens, and leaves the batch's fvu, l0 and share of dead latents in `last`.
+        """
+        self.check(x_ND)
+        check_finite(x_ND)
+        with full_precision(x_ND):
+            x_ND = x_ND.detach().to(self.b_dec_D.dtype) * self.scale
+            dead_A = self.dead_L.nonzero()[:, 0]
+            few = len(dead_A) <= 4 * self.auxk  # then [N, A] is small, and its matmuls faster than sparse sums
+            plan, dead_plan = self.choose(x_ND - self.b_dec_D.detach(), dead_A[:0] if few else dead_A)
+            values_M = self._values(x_ND, plan)
+            residual_ND = x_ND - (sparse_decode(values_M, self.W_dec_LD, plan) + self.b_dec_D)
+            losses = {"reconstruction": residual_ND.square().sum() / _spread(x_ND), "auxk": x_ND.new_zeros(())}
+            if len(dead_A) and self.auxk:
+                e_ND = residual_ND.detach()
+                if dead_plan is None:
+                    e_hat_ND = self._decode_few(x_ND, dead_A)
+                else:
+                    e_hat_ND = sparse_decode(self._values(x_ND, dead_plan), self.W_dec_LD, dead_plan)
+                losses["auxk"] = self.auxk_coefficient * (e_ND - e_hat_ND).square().sum() / _spread(e_ND)
+        self._observe(plan, values_M.detach(), len(x_ND), losses["reconstruction"].detach())
+        return losses
+
+    def _centred(self, x_ND: Tensor) -> Tensor:
+        return x_ND.detach().to(self.b_dec_D.dtype) * self.scale - self.b_dec_D.detach()
+
+    def _values(self, x_ND: Tensor, plan: Plan) -> Tensor:
+        pre_M = gather_dot(x_ND, self.W_enc_LD, self.b_enc_L, self.b_dec_D, plan)
+        return pre_M if self.signed else pre_M.relu()
+
+    def _decode_few(self, x_ND: Tensor, dead_A: Tensor) -> Tensor:
+        """(N, D): decode of the auxk largest among the A dead latents, densely."""
+        W_enc_AD, W_dec_AD = self.W_enc_LD.index_select(0, dead_A), self.W_dec_LD.index_select(0, dead_A)
+        pre_NA = (x_ND - self.b_dec_D) @ W_enc_AD.T + self.b_enc_L.index_select(0, dead_A)
+        z_NA = pre_NA if self.signed else pre_NA.relu()
+        if len(dead_A) > self.auxk:
+            chosen = (pre_NA.abs() if self.signed else pre_NA).detach().topk(self.auxk, sorted=False).indices
+            z_NA = z_NA * torch.zeros_like(z_NA).scatter_(1, chosen, 1)
+        return z_NA @ W_dec_AD
+
+    @torch.no_grad()
+    def _observe(self, plan: Plan, values_M: Tensor, vectors: int, fvu: Tensor) -> None:
+        fired_M = values_M != 0
+        self.silent_L += vectors
+        self.silent_L[plan.indices_M[fired_M]] = 0
+        self.fired_L += plan.indices_M[fired_M].bincount(minlength=self.latents)
+        self.counted += vectors
+        self.last = {"fvu": fvu, "l0": fired_M.sum() / vectors, "dead": self.dead_L.float().mean()}
+
+    @torch.no_grad()
+    def take_density(self) -> Tensor:
+        """(L): the share of vectors on which each latent fired since this was last asked."""
+        density_L = self.fired_L / self.counted.clamp(min=1)
+        self.fired_L.zero_()
+        self.counted.zero_()
+        return density_L
+
+    @torch.no_grad()
+    def project_gradients(self) -> None:
+        """Takes from each row's gradient the part along the row, which unit length would undo: g - (g . w) w."""
+        grad_LD = self.W_dec_LD.grad
+        if grad_LD is not None:
+            along_L1 = (grad_LD * self.W_dec_LD).sum(1, keepdim=True)
+            grad_LD.addcmul_(self.W_dec_LD, along_L1, value=-1)
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Unit rows again."""
+        if self.W_dec_LD.requires_grad:
+            self.W_dec_LD /= self.W_dec_LD.norm(dim=1, keepdim=True).clamp_min(1e-12)
+
+    def calibrate(self, x_ND: Tensor) -> None:
+        """Sets what depends on the distribution of x; nothing does, except BatchTopK's threshold."""
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Input scale into the biases, in place: s becomes 1 and nothing that is computed changes."""
+        self.b_enc_L /= self.scale
+        self.b_dec_D /= self.scale
+        self.scale.fill_(1)
+
+    @torch.no_grad()
+    def to_save(self) -> "Learned":
+        """A copy with the input scale folded away; `input_scale` in its provenance is what it was."""
+        folded = copy.deepcopy(self)
+        folded.provenance = {"input_scale": self.scale.item(), **self.provenance}
+        folded.fold()
+        return folded
+
+    def weights(self) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in super().weights().items() if name not in self.training_only}
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        own = self.state_dict()
+        super().load_weights({**weights, **{name: own[name] for name in self.training_only}})
+
+
+def _spread(x_ND: Tensor) -> Tensor:
+    """sum |x - mean|^2 over the batch; 1 where that is 0, so that a ratio stays finite."""
+    spread = (x_ND - x_ND.mean(0)).square().sum()
+    return torch.where(spread > 0, spread, 1)
+
+
+def check_finite(x_ND: Tensor) -> None:
+    """Raises ValueError where a vector holds NaN or inf."""
+    if x_ND.sum().isfinite():
+        return
+    bad = int((~x_ND.isfinite().all(1)).sum())
+    if bad:
+        raise ValueError(
+            f"{bad} of {len(x_ND)} activation vectors hold NaN or inf; use finite ones (a wider precision?)"
+        )
+
+
+def full_precision(x_ND: Tensor) -> torch.autocast:
+    return torch.autocast(x_ND.device.type, enabled=False)

@@ -1,0 +1,250 @@
+"""Dictionaries x sites x metrics on test documents -> one tidy table.
+
+R rows, C context, N vectors, D site width, L latents, G documents.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from rayscope import metrics
+from rayscope.activations import permutation
+from rayscope.console import progress
+from rayscope.dictionaries import Codes, Dictionary
+from rayscope.model import LanguageModel
+from rayscope.sites import Site
+from rayscope.splicing import Clean, keep_first
+from rayscope.text import Rows
+
+COLUMNS = [
+    "site", "dictionary", "kind", "k", "latents", "metric", "value", "low", "high", "position0", "split", "tokens",
+    "trained_tokens", "seed",
+]  # fmt: skip
+LOGITS = 2**26  # elements of [R, C, V] that one pass may hold
+
+
+@dataclass(frozen=True)
+class Means:
+    """A site's mean activation over training text, at position 0 and elsewhere: what the trivial codecs know."""
+
+    first_D: Tensor
+    rest_D: Tensor
+
+
+class Meter:
+    """What is summed for one codec at one site, per document, with position 0 left out and with it."""
+
+    def __init__(self, codec: Dictionary | Callable[[Tensor], Tensor], site: Site, documents: int):
+        self.codec = codec
+        self.latents = codec.latents if isinstance(codec, Dictionary) else 0
+        self.sums = {p: metrics.Sums(site.width, documents) for p in ("excluded", "included")}
+        self.codes = {p: CodeSums(self.latents, documents) for p in ("excluded", "included")}
+        zeros = lambda: torch.zeros(documents, dtype=torch.float64)  # noqa: E731
+        self.loss = {p: zeros() for p in ("excluded", "included")}
+        self.kl = {p: zeros() for p in ("excluded", "included")}
+
+    def reconstruct(self, x_RCD: Tensor, documents_RC: Tensor) -> Tensor:
+        """x_hat_RCD; its errors and codes are added to the sums."""
+        x_ND, documents_N = x_RCD.flatten(0, 1), documents_RC.flatten()
+        later_N = torch.ones_like(documents_RC, dtype=torch.bool).index_fill_(1, torch.tensor([0]), False).flatten()
+        if isinstance(self.codec, Dictionary):
+            codes = self.codec.encode_sparse(x_ND)
+            x_hat_ND = self.codec.decode_sparse(codes)
+            self.codes["included"].update(codes, documents_N, torch.ones_like(later_N))
+            self.codes["excluded"].update(codes, documents_N, later_N)
+        else:
+            x_hat_ND = self.codec(x_RCD).flatten(0, 1)
+        self.sums["included"].update(x_ND, x_hat_ND, documents_N)
+        self.sums["excluded"].update(x_ND[later_N], x_hat_ND[later_N], documents_N[later_N])
+        return x_hat_ND.view_as(x_RCD)
+
+
+class CodeSums:
+    """Counts of non-zero codes, per document and per latent, and how many vectors have each count."""
+
+    def __init__(self, latents: int, documents: int):
+        self.active_G = torch.zeros(documents, dtype=torch.float64)
+        self.vectors_G = torch.zeros(documents, dtype=torch.float64)
+        self.fired_L = torch.zeros(latents, dtype=torch.int64)
+        self.counts = torch.zeros(latents + 1, dtype=torch.int64)
+
+    def update(self, codes: Codes, documents_N: Tensor, chosen_N: Tensor) -> None:
+        active_N = codes.offsets.diff().cpu()
+        self.active_G.index_add_(0, documents_N[chosen_N], active_N[chosen_N].double())
+        self.vectors_G.index_add_(0, documents_N[chosen_N], torch.ones(int(chosen_N.sum()), dtype=torch.float64))
+        kept_M = chosen_N.repeat_interleave(active_N)
+        self.fired_L += torch.bincount(codes.indices_M.cpu()[kept_M], minlength=len(self.fired_L))
+        self.counts += torch.bincount(active_N[chosen_N], minlength=len(self.counts))
+
+
+def evaluate(
+    model: LanguageModel,
+    rows: Rows,
+    dictionaries: dict[Site, dict[str, Dictionary]],
+    means: dict[str, Means],
+    *,
+    tokens: int,
+    splice_tokens: int,
+    seed: int = 0,
+    draws: int = 1000,
+    split: str = "test",
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(metrics, latent densities) of every dictionary, and of the identity, mean and position-0 codecs, at each site.
+
+    Reconstruction is measured on `tokens` of the split, loss and KL on the first `splice_tokens` of those, all in fp32.
+    Intervals are the central 95% over `draws` bootstraps of documents.
+    """
+    context = rows.tokens.shape[1]
+    chosen = permutation(len(rows), seed, "evaluation", 0).numpy()[: max(1, tokens // context)]
+    spliced_rows = min(len(chosen), max(1, splice_tokens // context))
+    numbers, documents = np.unique(rows.documents[chosen], return_inverse=True)
+    documents_RC = torch.from_numpy(documents.reshape(len(chosen), context))
+    tokens_RC = torch.from_numpy(rows.tokens[chosen].astype(np.int64))
+    meters = {site: {n: Meter(d, site, len(numbers)) for n, d in named.items()} for site, named in dictionaries.items()}
+    for site in dictionaries:
+        for name, codec in codecs(means[site.key]).items():
+            meters[site][name] = Meter(codec, site, len(numbers))
+    clean_G, predicted_G = torch.zeros(2, len(numbers), dtype=torch.float64)
+    zero_G = {
+        (site, p): torch.zeros(len(numbers), dtype=torch.float64) for site in meters for p in ("excluded", "included")
+    }
+    sites = list(dictionaries)
+    step = max(1, LOGITS // (context * model.network.config.vocab_size))
+    every = sum(map(len, meters.values()))
+    with progress("evaluating", every * len(chosen) * context) as advance, torch.no_grad():
+        pieces = [*range(0, spliced_rows, step), *range(spliced_rows, len(chosen), step), len(chosen)]
+        for start, stop in pairwise(pieces):
+            part, ids = tokens_RC[start:stop], documents_RC[start:stop]
+            if start >= spliced_rows:
+                found = model.activations(part.to(model.device), sites)
+                for site, meter in every_meter(meters):
+                    meter.reconstruct(found[site.key], ids)
+                    advance(part.numel())
+                continue
+            clean = Clean.run(model, part, sites)
+            targets = ids[:, 1:].flatten()
+            add(clean_G, targets, clean.loss_RC)
+            add(predicted_G, targets, torch.ones_like(clean.loss_RC))
+            for site in sites:
+                nothing = torch.zeros_like(clean.activations[site.key])
+                for position0, loss, _ in both(clean, site, nothing):
+                    add(zero_G[site, position0], targets, loss)
+            for site, meter in every_meter(meters):
+                x_hat = meter.reconstruct(clean.activations[site.key], ids)
+                for position0, loss, divergence in both(clean, site, x_hat):
+                    add(meter.loss[position0], targets, loss)
+                    add(meter.kl[position0], targets, divergence)
+                advance(part.numel())
+    table = []
+    weights = metrics.bootstrap_weights(len(numbers), draws, seed)
+    for site in sites:
+        for name, meter in meters[site].items():
+            for position0 in ("excluded", "included"):
+                ablated = {"zero": zero_G[site, position0], "mean": meters[site]["mean"].loss[position0]}
+                for metric, value, low, high in measured(meter, position0, clean_G, predicted_G, ablated, weights):
+                    spliced = metric in ("dce", "kl", "loss_recovered_zero", "loss_recovered_mean")
+                    used = spliced_rows if spliced else len(chosen)
+                    table.append(
+                        [site.hook, name, *describe(meter.codec), metric, value, low, high, position0, split]
+                        + [used * context, *trained(meter.codec)]
+                    )
+    return pd.DataFrame(table, columns=COLUMNS), densities(meters)
+
+
+def every_meter(meters: dict[Site, dict[str, Meter]]) -> Iterator[tuple[Site, Meter]]:
+    for site, named in meters.items():
+        for meter in named.values():
+            yield site, meter
+
+
+def codecs(means: Means) -> dict[str, Callable[[Tensor], Tensor]]:
+    """The rows that a table needs to be read: what costs nothing, what knows nothing, what knows only position 0."""
+
+    def position0(x_RCD: Tensor) -> Tensor:
+        x_hat = means.rest_D.expand_as(x_RCD).clone()
+        x_hat[:, 0] = means.first_D
+        return x_hat
+
+    return {"identity": lambda x: x, "mean": lambda x: means.rest_D.expand_as(x), "position0": position0}
+
+
+def both(clean: Clean, site: Site, x_hat_RCD: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """(position0, loss, KL): position 0 keeps its own activation (excluded), or is spliced too (included)."""
+    yield "excluded", *clean.spliced(site, keep_first(clean.activations[site.key], x_hat_RCD))
+    yield "included", *clean.spliced(site, x_hat_RCD)
+
+
+def add(sums_G: Tensor, documents_N: Tensor, values: Tensor) -> None:
+    sums_G.index_add_(0, documents_N, values.flatten().double().cpu())
+
+
+def measured(
+    meter: Meter, position0: str, clean_G: Tensor, predicted_G: Tensor, ablated: dict[str, Tensor], weights: Tensor
+) -> Iterator[tuple[str, float, float, float]]:
+    """(metric, value, low, high) in the order of the table."""
+    blank = float("nan")
+    ones = torch.ones(1, weights.shape[1], dtype=weights.dtype)
+
+    def with_interval(name: str, statistic: Callable[[Tensor], Tensor]):
+        return name, statistic(ones).item(), *metrics.interval(statistic, weights)
+
+    def recovered(ablated_G: Tensor) -> Callable[[Tensor], Tensor]:
+        return metrics.ratio_of_sums(ablated_G - meter.loss[position0], ablated_G - clean_G)
+
+    sums, codes = meter.sums[position0], meter.codes[position0]
+    yield with_interval("fvu", sums.fvu)
+    yield with_interval("dce", metrics.ratio_of_sums(meter.loss[position0] - clean_G, predicted_G))
+    yield with_interval("kl", metrics.ratio_of_sums(meter.kl[position0], predicted_G))
+    for ablation, ablated_G in ablated.items():
+        yield with_interval(f"loss_recovered_{ablation}", recovered(ablated_G))
+    yield with_interval("l2_ratio", sums.l2_ratio)
+    if isinstance(meter.codec, Dictionary):
+        yield with_interval("l0", metrics.ratio_of_sums(codes.active_G, codes.vectors_G))
+        scale = 1 / meter.latents
+        yield with_interval("density", lambda w: scale * metrics.ratio_of_sums(codes.active_G, codes.vectors_G)(w))
+        yield "dead", (codes.fired_L == 0).double().mean().item(), blank, blank
+        yield "bits", bits_per_token(meter.codec, codes), blank, blank
+    else:
+        yield from ((name, blank, blank, blank) for name in ("l0", "density", "dead", "bits"))
+
+
+def bits_per_token(dictionary: Dictionary, codes: CodeSums | None = None) -> float:
+    """metrics.bits of a dictionary: of its k, or, where the number of codes varies, the mean over its own counts."""
+    arguments = (dictionary.latents, dictionary.signed, dictionary.fixed_support)
+    if dictionary.adaptive and codes is not None:
+        k = torch.arange(len(codes.counts), dtype=torch.float64)
+        per_count = torch.as_tensor(metrics.bits(arguments[0], k, *arguments[1:]))
+        return ((per_count * codes.counts).sum() / codes.counts.sum()).item()
+    return float(metrics.bits(arguments[0], dictionary.k, *arguments[1:]))
+
+
+def describe(codec) -> tuple:
+    """kind, k, latents."""
+    return (codec.kind, codec.k, codec.latents) if isinstance(codec, Dictionary) else ("codec", None, None)
+
+
+def trained(codec) -> tuple:
+    """trained_tokens, seed."""
+    known = codec.provenance if isinstance(codec, Dictionary) else {}
+    return known.get("tokens"), known.get("seed")
+
+
+def densities(meters: dict[Site, dict[str, Meter]]) -> pd.DataFrame:
+    """site, dictionary, latent, density (position 0 left out)."""
+    tables = []
+    for site, named in meters.items():
+        for name, meter in named.items():
+            if meter.latents:
+                codes = meter.codes["excluded"]
+                density = (codes.fired_L.double() / codes.vectors_G.sum()).numpy()
+                tables.append(
+                    pd.DataFrame(
+                        {"site": site.hook, "dictionary": name, "latent": range(meter.latents), "density": density}
+                    )
+                )
+    return pd.concat(tables) if tables else pd.DataFrame(columns=["site", "dictionary", "latent", "density"])

@@ -1,0 +1,179 @@
+"""A frozen GPT-2, run from any block to any site, with activations read and replaced on the way.
+
+R rows, C context (positions), D d_model, V vocabulary.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rayscope.sites import Site
+
+Edit = Callable[[Tensor], Tensor]
+
+
+class Stop(Exception):
+    pass
+
+
+@dataclass
+class LanguageModel:
+    """GPT-2 with raw weights (nothing folded or centred): its activations are TransformerLens's `TransformerBridge`'s.
+
+    The blocks are run here, not by hooks on the modules: a pass can start at any block, end at the last site needed,
+    and replace any site as a whole. (In transformer-lens 4.3, a bridge's `hook_resid_mid` reaches the MLP but not the
+    skip connection.)
+    """
+
+    name: str
+    network: Any  # transformers.GPT2LMHeadModel
+    tokenizer: Any
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def layers(self) -> int:
+        return self.network.config.n_layer
+
+    @property
+    def d_model(self) -> int:
+        return self.network.config.n_embd
+
+    @property
+    def d_mlp(self) -> int:
+        return self.network.config.n_inner or 4 * self.d_model
+
+    @property
+    def context(self) -> int:
+        return self.network.config.n_positions
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the weights."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.network.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def provenance(self) -> dict[str, str]:
+        return {"name": self.name, "sha256": self.fingerprint, "weights": "raw"}
+
+    def embed(self, tokens_RC: Tensor) -> Tensor:
+        transformer = self.network.transformer
+        positions = torch.arange(tokens_RC.shape[1], device=tokens_RC.device)
+        return transformer.wte(tokens_RC) + transformer.wpe(positions)
+
+    def run_blocks(
+        self,
+        residual_RCD: Tensor,
+        first: int = 0,
+        read: Callable[[str, Tensor], None] = lambda hook, x: None,
+        edit: dict[str, Edit] | None = None,
+        last: int | None = None,
+    ) -> Tensor:
+        """The residual stream after block `last` (the final one by default), from the one before block `first`.
+
+        read(hook, x): called with every site's activation, after its edit; it may raise Stop.
+        edit: {hook: f}, the activation x at the hook becomes f(x) for all that comes after.
+        """
+        edit = edit or {}
+
+        def site(layer: int, kind: str, x: Tensor) -> Tensor:
+            hook = f"blocks.{layer}.{kind}"
+            x = edit[hook](x) if hook in edit else x
+            read(hook, x)
+            return x
+
+        x = residual_RCD
+        blocks = self.network.transformer.h
+        for layer in range(first, len(blocks) if last is None else last + 1):
+            block = blocks[layer]
+            x = site(layer, "hook_resid_pre", x)
+            x = x + site(layer, "hook_attn_out", block.attn(block.ln_1(x))[0])
+            x = site(layer, "hook_resid_mid", x)
+            post = site(layer, "mlp.hook_post", block.mlp.act(block.mlp.c_fc(block.ln_2(x))))
+            x = x + site(layer, "hook_mlp_out", block.mlp.c_proj(post))
+            x = site(layer, "hook_resid_post", x)
+        return x
+
+    def unembed(self, residual_RCD: Tensor) -> Tensor:
+        return self.network.lm_head(self.network.transformer.ln_f(residual_RCD))
+
+    @torch.no_grad()
+    def activations(self, tokens_RC: Tensor, sites: Iterable[Site]) -> dict[str, Tensor]:
+        """{site.key: x_RCD} at every site, in one pass that ends at the last one."""
+        wanted = {site.hook: site.key for site in sites}
+        found: dict[str, Tensor] = {}
+
+        def read(hook: str, x: Tensor) -> None:
+            if hook in wanted:
+                found[wanted[hook]] = x
+                if len(found) == len(wanted):
+                    raise Stop
+
+        try:
+            self.run_blocks(self.embed(tokens_RC), read=read)
+        except Stop:
+            pass
+        return found
+
+    def bridge(self):
+        """The same weights as a TransformerLens `TransformerBridge`, for going on with hooks of your own."""
+        import copy
+
+        from transformer_lens.model_bridge import TransformerBridge
+
+        network = copy.deepcopy(self.network)
+        return TransformerBridge.boot_transformers(self.name, hf_model=network, tokenizer=self.tokenizer)
+
+
+def load(name: str, device: str = "cpu", revision: str | None = None, context: int | None = None) -> LanguageModel:
+    """A GPT-2 by name: `tiny` (the one that ships), a local Hugging Face folder, or a model of the hub.
+
+    context: use only the first positions of the model's context.
+    Raises ValueError for a folder without weights or tokenizer, a model of another architecture, an unreachable name.
+    """
+    import transformers
+    from transformers import AutoConfig, AutoTokenizer, GPT2LMHeadModel
+
+    transformers.utils.logging.disable_progress_bar()
+    path = str(files("rayscope") / "assets/tiny") if name == "tiny" else name
+    local = Path(path).expanduser()
+    if local.is_dir():
+        path, options = str(local), {"local_files_only": True}
+        for wanted, what in (("config.json", "model"), ("tokenizer.json", "tokenizer")):
+            if not (local / wanted).is_file():
+                raise ValueError(
+                    f"model.name={name}: the folder has no {wanted}; save the {what} there (save_pretrained)"
+                )
+    elif path.startswith(("/", "./", "../", "~")):
+        raise ValueError(f"model.name={name}: no such folder")
+    else:
+        options = {"revision": revision or "main"}
+    try:
+        config = AutoConfig.from_pretrained(path, **options)
+        if config.model_type != "gpt2":
+            raise ValueError(f"model.name={name}: a {config.model_type!r} model; rayscope reads models of type 'gpt2'")
+        if context and context > config.n_positions:
+            raise ValueError(f"model.context={context}: {name} has a context of {config.n_positions}")
+        network = GPT2LMHeadModel.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa", **options)
+        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+    except OSError as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"model.name={name}: cannot be loaded ({reason})") from None
+    if len(tokenizer) > network.config.vocab_size:
+        raise ValueError(
+            f"model.name={name}: the tokenizer has {len(tokenizer)} tokens, the model {network.config.vocab_size}; "
+            "they do not belong together"
+        )
+    if context:
+        network.config.n_positions = context
+    network.eval().requires_grad_(False).to(device)
+    return LanguageModel(name, network, tokenizer, torch.device(device))

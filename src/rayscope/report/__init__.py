@@ -1,0 +1,6 @@
+"""What a run found: the page (build) and the table that a terminal shows (print_summary)."""
+
+from rayscope.report.html import build
+from rayscope.report.tables import print_summary, summary_table, verdicts
+
+__all__ = ["build", "print_summary", "summary_table", "verdicts"]

@@ -1,0 +1,89 @@
+"""A run's folder: its configuration, what it ran on, what is finished; one configuration a folder."""
+
+import json
+import platform
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from rayscope import __version__
+from rayscope.console import say
+
+PACKAGES = ("torch", "lightning", "transformers", "transformer-lens", "datasets", "hydra-core", "numpy", "wandb")
+NOT_COMPARED = ("out", "overwrite", "logger")  # keys that change nothing of the result
+
+
+class Finished(Exception):
+    """This very run is done already."""
+
+
+@contextmanager
+def run(command: str, config: dict[str, Any], argv: list[str], outputs: list[str]) -> Iterator[Path]:
+    """The run's folder, to work in. Its configuration and environment are written first, `finished.json` at the end.
+
+    They are config.yaml and environment.json of the command that makes a run (demo, train), and bear the command's name
+    before that of one that adds to it. outputs: what the command writes; with overwrite they are removed first.
+    Raises Finished where the same run is done, ValueError where the folder holds another configuration or its outputs.
+    """
+    folder = Path(config["out"])
+    prefix = "" if command in ("demo", "train") else f"{command}."
+    record, about, done = (folder / f"{prefix}{name}" for name in ("config.yaml", "environment.json", "finished.json"))
+    if config.get("overwrite"):
+        for path in [record, done, *(folder / name for name in outputs)]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    environment = describe(argv)
+    if record.is_file():
+        difference = differences(yaml.safe_load(record.read_text()), config)
+        if difference:
+            raise ValueError(
+                f"{folder} holds a run of {command} with another configuration ({difference}); "
+                "give another out=, or overwrite=true to redo it"
+            )
+        if done.is_file():
+            raise Finished(f"{folder}: this {command} is finished already (overwrite=true redoes it)")
+        before = json.loads(about.read_text()) if about.is_file() else environment
+        if before["threads"] != environment["threads"]:
+            say(
+                f"{folder}: begun with {before['threads']} threads, going on with {environment['threads']}: not bitwise the same"
+            )
+    elif there := [name for name in outputs if (folder / name).exists()]:
+        raise ValueError(f"{folder} holds {there[0]} of another run; give another out=, or overwrite=true to redo it")
+    folder.mkdir(parents=True, exist_ok=True)
+    record.write_text(yaml.safe_dump(config, sort_keys=False))
+    about.write_text(json.dumps(environment, indent=2))
+    started = time.monotonic()
+    yield folder
+    done.write_text(json.dumps({"seconds": round(time.monotonic() - started, 1)}))
+
+
+def describe(argv: list[str]) -> dict[str, Any]:
+    return {
+        "versions": {"rayscope": __version__, "python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
+        "threads": torch.get_num_threads(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "command": " ".join(["rayscope", *argv]),
+        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
+
+
+def differences(before: dict, now: dict, prefix: str = "", most: int = 3) -> str:
+    """`k: 8 -> 16; ...`, the first few keys that differ; empty where none does."""
+    found = []
+    for key in dict.fromkeys([*before, *now]):
+        if not prefix and key in NOT_COMPARED:
+            continue
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            inner = differences(old, new, f"{prefix}{key}.", most)
+            found += [inner] if inner else []
+        elif old != new:
+            found.append(f"{prefix}{key}: {old} -> {new}")
+    return "; ".join(found[:most]) + ("; ..." if len(found) > most else "")

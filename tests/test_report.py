@@ -1,0 +1,437 @@
+"""The report shows what the files hold, says what they lack, and lets no text in them act."""
+
+import io
+import json
+import math
+import re
+import warnings
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from rayscope.report import build, print_summary, verdicts
+from rayscope.report.figures import bits_figure, label, styles, token_figure
+from rayscope.report.html import visible
+from rayscope.report.tables import METRICS, answer, at_k, headline_k, judge, role, rows
+
+SITES = ("blocks.3.hook_resid_post", "blocks.3.mlp.hook_post")
+KS = (4, 8, 16, 32)
+WORLD = {  # family: kind, latents, FVU at k = 1 and its fall with log2 k, bits(k)
+    "random": ("linear", 2048, 1.0, 0.07, lambda k: _choose(2048, k) + 9 * k),
+    "pca_topk": ("linear", 256, 0.74, 0.09, lambda k: _choose(256, k) + 9 * k),
+    "pca_prefix": ("linear", 256, 0.85, 0.07, lambda k: 8 * k),
+    "svd_W_E": ("linear", 256, 0.86, 0.08, lambda k: _choose(256, k) + 9 * k),
+    "token_means": ("linear", 500, 0.88, 0.06, lambda k: _choose(500, k) + 9 * k),
+    "neurons": ("linear", 256, 0.95, 0.08, lambda k: _choose(256, k) + 9 * k),
+    "topk_frozen": ("topk", 2048, 0.83, 0.09, lambda k: _choose(2048, k) + 8 * k),
+    "abstopk": ("abstopk", 2048, 0.66, 0.1, lambda k: _choose(2048, k) + 9 * k),
+    "batchtopk": ("batchtopk", 2048, 0.62, 0.1, lambda k: _choose(2048, k) + 8 * k),
+    "topk": ("topk", 2048, 0.64, 0.1, lambda k: _choose(2048, k) + 8 * k),
+}
+TOKENS = [
+    ",",
+    " the",
+    ".",
+    " of",
+    " to",
+    " and",
+    " a",
+    " in",
+    "\n",
+    " is",
+    "NA",
+    "null",
+    '"',
+    " $x$",
+    " <b>",
+    "\0",
+    "\r",
+]
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "\0\x1b[31m",
+    "\u202egnp.exe",
+    "line\nbreak",
+    "$\\frac{",
+    "</span>",
+    "é漢\u0301",
+]
+
+
+def _choose(n: int, k: int) -> float:
+    return math.log2(math.comb(n, k))
+
+
+def evaluation_table() -> pd.DataFrame:
+    found = []
+    for site in SITES:
+        for position0 in ("excluded", "included"):
+            for name, fvu in (
+                ("identity", 0.0),
+                ("mean", 1.0),
+                ("position0", 1.0 if position0 == "excluded" else 0.31),
+            ):
+                base = [site, name, "codec", None, None]
+                for metric, value in (("fvu", fvu), ("dce", 2.9 * fvu), ("kl", 2.8 * fvu)):
+                    found.append([*base, metric, value, value, value, position0, "test", 32768, None, 0])
+            for name, (kind, latents, start, slope, bits) in WORLD.items():
+                for k in KS:
+                    fvu = max(0.02, start - slope * math.log2(k)) * (0.4 if position0 == "included" else 1.0)
+                    base = [site, f"{name}_k{k}", kind, k, latents]
+                    values = {"fvu": fvu, "dce": 1.3 * fvu**2 + 0.01, "kl": 1.1 * fvu**2, "l0": k, "bits": bits(k)}
+                    values |= {
+                        "loss_recovered_mean": 1 - fvu**2,
+                        "loss_recovered_zero": 1 - fvu**2 / 2,
+                        "dead": fvu / 9,
+                    }
+                    values |= {"density": k / latents, "l2_ratio": 1 - fvu / 2}
+                    for metric, value in values.items():
+                        spread = 0.015 * value if metric in ("fvu", "dce", "kl") else math.nan
+                        found.append(
+                            [*base, metric, value, value - spread, value + spread, position0, "test", 32768, 600_000, 0]
+                        )
+    columns = "site dictionary kind k latents metric value low high position0 split tokens trained_tokens seed"
+    return pd.DataFrame(found, columns=columns.split())
+
+
+def features_table(tokens: list[str]) -> pd.DataFrame:
+    chance, found = np.random.default_rng(7), []
+    for site in SITES:
+        for predicate in ("current", "previous"):
+            for rank, token in enumerate(tokens, 1):
+                names = {n: WORLD[n] for n in ("random", "pca_topk", "token_means", "abstopk", "topk")}
+                for name, (kind, latents, start, *_) in names.items():
+                    for labels in ("real", "shuffled"):
+                        top = 0.52 if labels == "shuffled" else min(0.99, 1.45 - start - 0.05 * math.log(rank))
+                        score = float(np.clip(top + 0.03 * chance.standard_normal(), 0.5, 1))
+                        at = 2e4 * rank**0.6 if labels == "real" and "topk" in name and "pca" not in name else math.nan
+                        at = at if score > 0.6 else math.nan
+                        row = [
+                            site,
+                            f"{name}_k8",
+                            kind,
+                            8,
+                            latents,
+                            predicate,
+                            token,
+                            rank + 10,
+                            rank,
+                            10**6 // rank,
+                            3 * rank,
+                        ]
+                        found.append(
+                            [*row, 1, 0.5, score, score, score / rank, 900, labels, "test", 32768, 600_000, 0, at]
+                        )
+                row = [
+                    site,
+                    "linear_probe",
+                    "probe",
+                    None,
+                    None,
+                    predicate,
+                    token,
+                    rank + 10,
+                    rank,
+                    10**6 // rank,
+                    None,
+                ]
+                found.append([*row, 1, 0.5, 0.98, 0.97, 0.5, 900, "real", "test", 32768, None, 0, None])
+    columns = (
+        "site dictionary kind k latents predicate token token_id rank count latent sign threshold auroc "
+        "balanced_accuracy f1 positives labels split tokens trained_tokens seed appeared_at"
+    )
+    return pd.DataFrame(found, columns=columns.split())
+
+
+def make_run(run: Path, tokens: int = 60) -> Path:
+    run.mkdir(parents=True)
+    chance = np.random.default_rng(3)
+    config = "model:\n  name: tiny\ntext:\n  name: docs\nseed: 0\ntokens: 600000\nnote: <script>alert(2)</script>\n"
+    (run / "config.yaml").write_text(config)
+    environment = {
+        "versions": {"torch": "2.13.0", "rayscope": "0.1.0"},
+        "threads": 2,
+        "command": ["rayscope", "demo", "text=<script>alert(1)</script>"],
+        "started": "2026-01-02T03:04:05",
+    }
+    (run / "environment.json").write_text(json.dumps(environment))
+    evaluation_table().to_csv(run / "evaluation.csv", index=False)
+    density = [
+        [site, f"{name}_k8", latent, value]
+        for site in SITES
+        for name in ("pca_topk", "abstopk", "topk")
+        for latent, value in enumerate(np.minimum(1, 10 ** chance.normal(-2.6, 0.7, 400)) * (chance.random(400) > 0.1))
+    ]
+    pd.DataFrame(density, columns=["site", "dictionary", "latent", "density"]).to_csv(
+        run / "latent_density.csv", index=False
+    )
+    names = TOKENS + HOSTILE + [f" word{i}" for i in range(tokens - len(TOKENS) - len(HOSTILE))]
+    features_table(names).to_csv(run / "token_features.csv", index=False)
+    entries = [
+        {
+            "site": SITES[0],
+            "dictionary": "topk_k8",
+            "predicate": predicate,
+            "token": token,
+            "latent": 17 * i,
+            "sign": 1,
+            "contexts": [
+                {
+                    "tokens": [
+                        "",
+                        "It",
+                        " was",
+                        " the",
+                        " best",
+                        " of",
+                        " times",
+                        *HOSTILE,
+                        token,
+                        " so",
+                        " they",
+                        " said",
+                    ],
+                    "activations": [0.0] * 9 + [0.3, -0.2, 0, 0, 0, 4.0 - j, 1.5, 0, 0],
+                    "focus": 14,
+                }
+                for j in range(3)
+            ],
+        }
+        for i, (predicate, token) in enumerate([("previous", " and"), ("current", " the"), ("current", HOSTILE[0])])
+    ]
+    (run / "contexts.json").write_text(json.dumps(entries))
+    tokens_seen = np.arange(1, 61) * 10_000
+    training = {"tokens": tokens_seen, "step": tokens_seen // 1000}
+    for site in SITES:
+        for name in ("abstopk_k8", "topk_k8", "topk_k32"):
+            training[f"train/fvu/{site}/{name}"] = 0.3 + np.exp(-tokens_seen / 9e4)
+            training[f"train/dead/{site}/{name}"] = 0.1 * (1 - np.exp(-tokens_seen / 2e5))
+    pd.DataFrame(training).to_csv(run / "training.csv", index=False)
+    return run
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text outside <style>."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags, self.text = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def page_text(tmp_path_factory) -> str:
+    return build(make_run(tmp_path_factory.mktemp("report") / "demo run")).read_text(encoding="utf-8")
+
+
+def test_hostile_text_shows_as_text(page_text):
+    page = Page(page_text)
+    assert not [tag for tag, _ in page.tags if tag in ("script", "b", "iframe", "object", "link", "svg")]
+    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
+    text = "".join(page.text)
+    for seen in (
+        "<script>alert(1)</script>",
+        "<script>alert(2)</script>",
+        "\\x00\\x1b[31m",
+        "\\u202egnp.exe",
+        "line\\nbreak",
+        "</span>",
+    ):
+        assert seen in text, seen
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufeff]", page_text)
+
+
+def test_nothing_is_fetched(page_text):
+    page = Page(page_text)
+    links = [
+        value for _, a in page.tags for name, value in a.items() if name in ("src", "href", "action", "srcset", "data")
+    ]
+    assert links
+    assert all(value.startswith(("#", "data:image/svg+xml;base64,")) for value in links)
+    assert not re.search(r"https?://|@import|url\(", page_text)
+    targets = {a["id"] for _, a in page.tags if "id" in a}
+    assert {value[1:] for value in links if value[0] == "#"} <= targets
+
+
+def test_table_holds_the_values_of_the_csv(page_text):
+    evaluation = evaluation_table()
+    shown = sorted(float(a["value"]) for tag, a in Page(page_text).tags if tag == "data")
+    table = rows(evaluation)
+    headline = at_k(table[table["position0"] == "excluded"], 8.0)
+    values = pd.concat([table, headline])[list(METRICS)].to_numpy(float).ravel()
+    assert len(values[~np.isnan(values)]) == len(shown)
+    assert np.array_equal(np.sort(values[~np.isnan(values)]), shown)
+    assert set(evaluation["value"]) == set(shown)
+
+
+def test_what_was_run_and_seeds_are_said(page_text):
+    text = "".join(Page(page_text).text)
+    for seen in (
+        "name tiny",
+        "torch 2.13.0",
+        "rayscope demo",
+        "1 seed",
+        *SITES,
+        "600,000",
+        "32,768",
+        "previous token is",
+    ):
+        assert seen in text, seen
+    assert page_text.count("<img ") == 8
+
+
+def test_same_input_same_bytes(tmp_path, page_text):
+    assert build(make_run(tmp_path / "demo run")).read_text(encoding="utf-8") == page_text
+
+
+def test_missing_files_are_named_with_their_commands(tmp_path):
+    text = "".join(Page(build(tmp_path).read_text(encoding="utf-8")).text)
+    for file, command in (
+        ("evaluation.csv", "evaluate"),
+        ("token_features.csv", "features"),
+        ("contexts.json", "features"),
+    ):
+        assert file in text
+        assert f"rayscope {command} out={tmp_path}" in text
+    run = make_run(tmp_path / "run", tokens=30)
+    for file in ("evaluation.csv", "latent_density.csv", "training.csv"):
+        (run / file).unlink()
+    page = build(run).read_text(encoding="utf-8")
+    assert page.count("<img ") == 2  # token features and when they appeared
+    assert "evaluation.csv (" in "".join(Page(page).text)
+    assert "token_features.csv (" not in "".join(Page(page).text)
+
+
+def test_bad_files_are_one_clear_line(tmp_path):
+    with pytest.raises(ValueError, match="is not a folder"):
+        build(tmp_path / "nothing")
+    (tmp_path / "contexts.json").write_text("[{")
+    with pytest.raises(ValueError, match=r"contexts.json cannot be read"):
+        build(tmp_path)
+    (tmp_path / "contexts.json").write_text('[{"site": "s"}]')
+    with pytest.raises(ValueError, match=r"contexts.json is not what .*KeyError"):
+        build(tmp_path)
+    (tmp_path / "contexts.json").unlink()
+    (tmp_path / "evaluation.csv").write_text("site,dictionary\na,b\n")
+    with pytest.raises(ValueError, match="no column 'kind'"):
+        build(tmp_path)
+    assert not (tmp_path / "report").exists()
+
+
+def test_tables_without_rows_are_no_error(tmp_path):
+    run = make_run(tmp_path / "run", tokens=30)
+    for file in run.glob("*.csv"):
+        file.write_text(file.read_text(encoding="utf-8").partition("\n")[0] + "\n", encoding="utf-8")
+    assert "<img" not in build(run).read_text(encoding="utf-8")
+
+
+def hand_table(points: list[tuple]) -> pd.DataFrame:
+    found = []
+    for name, kind, k, bits, fvu, low, high in points:
+        for metric, triple in (("bits", (bits, None, None)), ("fvu", (fvu, low, high))):
+            found.append(["s", name, kind, k, 16, metric, *triple, "excluded", "test", 10, 20, 0])
+    return pd.DataFrame(found, columns=evaluation_table().columns)
+
+
+def test_verdicts_by_hand():
+    baseline = [("pca_topk", "linear", 4, 100.0, 0.6, 0.58, 0.62), ("pca_topk", "linear", 8, 400.0, 0.4, 0.38, 0.42)]
+    cases = {  # ours: (bits, fvu, low, high) -> (baseline's value, overlap, outcome, method)
+        (200.0, 0.45, 0.44, 0.46): (0.5, False, "better", "interpolated"),  # 200 is half-way in log bits
+        (200.0, 0.49, 0.47, 0.51): (0.5, True, "unclear", "interpolated"),
+        (200.0, 0.55, 0.53, 0.57): (0.5, False, "worse", "interpolated"),
+        (412.0, 0.30, 0.29, 0.31): (0.4, False, "better", "nearest"),
+        (600.0, 0.30, 0.29, 0.31): (0.4, False, "not comparable", "fewer"),
+        (600.0, 0.50, 0.49, 0.51): (0.4, False, "worse", "fewer"),
+        (50.0, 0.50, 0.49, 0.51): (0.6, False, "better", "more"),
+        (50.0, 0.70, 0.69, 0.71): (0.6, False, "not comparable", "more"),
+    }
+    for (bits, *mine), (value, overlap, outcome, method) in cases.items():
+        found = verdicts(hand_table([*baseline, ("rays", "topk", 8, bits, *mine)]), against=["pca_topk"])
+        fvu = next(row for row in found if row["metric"] == "fvu")
+        assert fvu["baseline_value"] == pytest.approx(value)
+        assert (fvu["overlap"], fvu["outcome"], fvu["method"]) == (overlap, outcome, method)
+        assert (fvu["ours"], fvu["baseline"], fvu["bits"], fvu["value"]) == ("rays", "pca_topk", bits, mine[0])
+    absent = verdicts(hand_table([("rays", "topk", 8, 50.0, 0.5, 0.4, 0.6)]))
+    assert {row["outcome"] for row in absent} == {"not comparable"}
+    assert answer(absent).startswith("Not answered")
+
+
+def test_without_intervals_nothing_is_claimed():
+    ours = {"value": 0.1, "low": math.nan, "high": math.nan}
+    assert judge(ours, {"value": 0.9, "low": 0.8, "high": 1.0, "method": "interpolated"}) == ("unclear", None)
+
+
+def test_roles_and_order():
+    assert [role("codec", "mean"), role("linear", "random_k8"), role("linear", "pca_topk")] == [
+        "null",
+        "null",
+        "baseline",
+    ]
+    assert [role("topk", "topk_frozen"), role("abstopk", "a"), role("batchtopk", "b")] == [
+        "baseline",
+        "directions",
+        "rays",
+    ]
+    table = rows(evaluation_table())
+    here = table[(table["site"] == SITES[0]) & (table["position0"] == "excluded")]
+    assert list(here["dictionary"][:4]) == ["identity", "mean", "position0", "random_k4"]
+    assert list(dict.fromkeys(here["role"])) == ["null", "baseline", "directions", "rays"]
+    assert headline_k(table) == 8
+    assert set(here.loc[here["role"] == "rays", "family"]) == {"topk", "batchtopk"}
+    assert here.loc[here["kind"] == "codec", "bits"].isna().all()
+
+
+def test_seeds_become_their_mean_and_widest_interval():
+    one, two = (
+        hand_table([("rays", "topk", 8, 50.0, v, v - 0.1, v + 0.1)]).assign(seed=s) for s, v in ((0, 0.4), (1, 0.6))
+    )
+    row = rows(pd.concat([one, two])).iloc[0]
+    assert row[["fvu", "fvu_low", "fvu_high", "seeds"]].tolist() == pytest.approx([0.5, 0.3, 0.7, 2])
+
+
+def test_summary_prints_nulls_on_top_and_verdicts():
+    out = io.StringIO()
+    print_summary(evaluation_table(), Console(file=out, width=80))
+    text = out.getvalue()
+    order = [
+        text.index(name)
+        for name in (SITES[0], "identity", "random_k8", "pca_topk_k8", "abstopk_k8", " topk_k8", SITES[1])
+    ]
+    assert order == sorted(order)
+    assert "topk_k32" not in text
+    assert "Do rays beat pca_topk and pca_prefix here? " in text
+    assert (
+        " topk_k8 (k = 8, 137 bits) against pca_topk: better, FVU 0.340 against 0.452, interpolated" in text
+    )  # .47 at 121 bits, .38 at 228
+    assert "1 seed" in text
+    assert max(map(len, text.split("Do rays")[0].splitlines())) <= 80
+
+
+def test_visible_keeps_letters_and_shows_the_rest():
+    assert visible("a\0\n\x1b\x85\u202e\u200b\ufeffé漢 $") == "a\\x00\\n\\x1b\\x85\\u202e\\u200b\\ufeffé漢 $"
+    assert visible("\u0301a\u0301") == "\\u0301a\u0301"  # a leading accent would settle on the text before
+
+
+def test_figures_take_any_name_and_warn_of_nothing():
+    name = "$\\frac{\u202e漢\n"
+    table = rows(
+        hand_table([(name, "topk", 8, 50.0, 0.5, 0.4, 0.6), (name, "topk", 16, 90.0, 0.3, math.nan, math.nan)])
+    )
+    features = features_table([*HOSTILE, " and"])
+    features.loc[features["dictionary"] == "topk_k8", "dictionary"] = name
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert bits_figure(table, "fvu", styles(table)).startswith("<svg")
+        assert bits_figure(table, "dce", styles(table)) == ""
+        assert token_figure(features, styles(table)).startswith("<svg")
+    assert label(name) == "$\\frac{\\u202e\\u6f22\\n"
