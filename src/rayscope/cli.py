@@ -1,10 +1,10 @@
-"""rayscope demo|train|evaluate|features|sites|report [key=value ...]: compose, instantiate, run. All that knows hydra."""
+"""rayscope demo|train|evaluate|features|sites|report [key=value ...]: compose, instantiate, run. With overrides.py, all that knows hydra."""
 
 import errno
-import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from rayscope.console import say
+from rayscope.overrides import check
 from rayscope.runs import Finished, run
 
 CONF = "pkg://rayscope.conf"
@@ -33,25 +34,18 @@ class Wrong(SystemExit):
 
 
 def train(config: DictConfig, folder: Path) -> None:
-    if (folder / "trained.json").is_file():
-        return
     from rayscope import pipeline
     from rayscope.sites import resolve
 
+    if (folder / pipeline.TRAINED).is_file():
+        return
     source = open_source(config)
-    options = dict(config.training)
-    loggers = open_loggers(config)
-    pipeline.train_dictionaries(
-        source,
-        resolve(config.sites.patterns, source.model),
-        {name: hydra.utils.instantiate(partial) for name, partial in config.dictionaries.items()},
-        folder,
-        tokens=config.tokens,
-        loggers=loggers,
-        **options,
-    )
-    close_loggers(loggers)
-    (folder / "trained.json").write_text(json.dumps({"tokens": config.tokens}))
+    sites = resolve(config.sites.patterns, source.model)
+    dictionaries = {name: hydra.utils.instantiate(partial) for name, partial in config.dictionaries.items()}
+    with loggers(config) as opened:
+        pipeline.train_dictionaries(
+            source, sites, dictionaries, folder, tokens=config.tokens, loggers=opened, **config.training
+        )
 
 
 def evaluate(config: DictConfig, folder: Path) -> None:
@@ -126,9 +120,11 @@ COMMANDS: dict[str, tuple[Callable[[DictConfig, Any], None], list[str] | None]] 
 def open_model(config: DictConfig):
     import torch
 
-    device = config.device
+    device = str(config.device)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.split(":")[0] not in ("cpu", "cuda"):
+        raise ValueError(f"device={device}: cpu, cuda, cuda:0, ... or auto")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device={device}: no CUDA device here; use device=cpu")
     return hydra.utils.instantiate(config.model, device=device)
@@ -149,25 +145,27 @@ def open_baselines(config: DictConfig) -> dict:
     return {name: Baseline(**hydra.utils.instantiate(entry)) for name, entry in config.baselines.list.items()}
 
 
-def open_loggers(config: DictConfig) -> list:
-    return [hydra.utils.instantiate(config.logger)] if config.get("logger") else []
-
-
-def close_loggers(loggers: list) -> None:
-    if loggers:
-        import wandb
-
-        wandb.finish()  # each job of a multirun is a run of its own
+@contextmanager
+def loggers(config: DictConfig) -> Iterator[list]:
+    if not config.get("logger"):
+        yield []
+        return
+    try:
+        yield [hydra.utils.instantiate(config.logger)]
+    finally:
+        if wandb := sys.modules.get("wandb"):
+            wandb.finish()  # each job of a multirun is a run of its own
 
 
 def log_evaluation(config: DictConfig, table) -> None:
-    """eval/{metric}/{hook}/{dictionary} to the logger, position 0 left out."""
-    loggers = open_loggers(config)
+    """eval/{metric}/{hook}/{dictionary} to the logger, position 0 left out, at the tokens trained on."""
+    from rayscope.training_log import log
+
     rows = table[(table["position0"] == "excluded") & table["value"].notna()]
-    for logger in loggers:
-        names = "eval/" + rows["metric"] + "/" + rows["site"] + "/" + rows["dictionary"]
-        logger.log_metrics(dict(zip(names, rows["value"], strict=True)))
-    close_loggers(loggers)
+    names = "eval/" + rows["metric"] + "/" + rows["site"] + "/" + rows["dictionary"]
+    tokens = rows["trained_tokens"].max()
+    with loggers(config) as opened:
+        log(opened, int(tokens) if tokens == tokens else 0, dict(zip(names, rows["value"], strict=True)), {})
 
 
 def saved_at(config: DictConfig, folder: Path) -> Path:
@@ -182,12 +180,10 @@ def stdout():
 
 def perform(command: str, argv: list[str], config: DictConfig) -> None:
     function, outputs = COMMANDS[command]
-    if config.threads:
-        import torch
-
-        torch.set_num_threads(config.threads)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
+        if config.threads is not None:
+            set_threads(config.threads)
         if outputs is None:
             return function(config, Path(config.out) if config.out else None)
         plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -195,6 +191,8 @@ def perform(command: str, argv: list[str], config: DictConfig) -> None:
             function(config, folder)
     except Finished as finished:
         say(str(finished))
+    except MissingMandatoryValue as error:
+        raise Wrong(f"{error.full_key} is not set; give {error.full_key}=...") from None
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise Wrong(
@@ -208,52 +206,12 @@ def perform(command: str, argv: list[str], config: DictConfig) -> None:
         raise Wrong("interrupted; the same command resumes") from None
 
 
-def check_overrides(command: str, overrides: list[str]) -> None:
-    """One line, with the nearest valid names, for what hydra would refuse at length."""
-    with hydra.initialize_config_module("rayscope.conf", version_base="1.3", job_name=command):
-        base = hydra.compose(command)
-        try:
-            hydra.compose(command, overrides)
-        except (HydraException, OmegaConfBaseException) as error:
-            known = [*base.keys(), *flat_keys(base)]
-            for override in overrides:
-                key, _, value = override.lstrip("+~").partition("=")
-                if override[0] not in "+~" and key not in known and OmegaConf.select(base, key) is None:
-                    if key.split(".")[0] in groups() or "/" in key:
-                        continue
-                    near = get_close_matches(key, known, n=3, cutoff=0.5)
-                    raise Wrong(f"no option {key!r}; nearest: {', '.join(near) or ', '.join(base)}") from None
-                if key in groups() and "." not in key:
-                    near = get_close_matches(value, groups()[key], n=3, cutoff=0.3) or groups()[key]
-                    if value not in groups()[key] and value[:1] != "[":
-                        raise Wrong(f"no {key}={value}; nearest: {', '.join(near)}") from None
-            raise Wrong(str(error).split("\n")[0]) from None
-    GlobalHydra.instance().clear()
+def set_threads(threads: object) -> None:
+    import torch
 
-
-def groups() -> dict[str, list[str]]:
-    """{group of conf/: its choices}."""
-    from importlib.resources import files
-
-    root = files("rayscope.conf")
-    return {
-        folder.name: sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-        for folder in root.iterdir()
-        if folder.is_dir() and folder.name != "__pycache__"
-    }
-
-
-def flat_keys(config: DictConfig, prefix: str = "") -> list[str]:
-    found = []
-    for key in config:
-        name = f"{prefix}{key}"
-        found.append(name)
-        if OmegaConf.is_missing(config, key):
-            continue
-        value = config._get_node(key)
-        if isinstance(value, DictConfig):
-            found += flat_keys(value, f"{name}.")
-    return found
+    if not isinstance(threads, int) or threads < 1:
+        raise ValueError(f"threads={threads}: at least 1, or null")
+    torch.set_num_threads(threads)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -263,26 +221,43 @@ def main(argv: list[str] | None = None) -> None:
 
         return print(f"rayscope {__version__}")
     if not argv or argv[0] in ("-h", "--help"):
-        return print(__doc__ + "\n\n`rayscope COMMAND --help` lists a command's options.")
+        return print((__doc__ or "") + "\n\n`rayscope COMMAND --help` lists a command's options.")
     command, rest = argv[0], argv[1:]
+    if command in ("-sc", "--shell-completion"):
+        return complete(rest)
     if command not in COMMANDS:
         near = get_close_matches(command, COMMANDS, n=2)
         raise Wrong(
             f"no command {command!r}; {'nearest: ' + ', '.join(near) if near else 'there are ' + ', '.join(COMMANDS)}"
         )
-    if not any(arg.startswith("-") for arg in rest):
-        check_overrides(command, rest)
+    flags = [arg for arg in rest if arg.startswith("-")]
+    if set(flags) <= {"-m", "--multirun"}:
+        try:
+            check(command, [arg for arg in rest if not arg.startswith("-")], sweep=len(flags) > 0)
+        except ValueError as error:
+            raise Wrong(str(error)) from None
 
-    def task(config: DictConfig) -> None:
-        perform(command, argv, config)
+    call_hydra(command, [f"rayscope {command}", *rest], lambda config: perform(command, argv, config))
 
+
+def call_hydra(command: str, argv: list[str], task: Callable[[DictConfig], None]) -> None:
     before = sys.argv
-    sys.argv = [f"rayscope {command}", *rest]
+    sys.argv = argv
     try:
         hydra.main(config_path=CONF, config_name=command, version_base="1.3")(task)()
     finally:
         sys.argv = before
         GlobalHydra.instance().clear()
+
+
+def complete(arguments: list[str]) -> None:
+    """hydra's shell completion, installed by `eval "$(rayscope -sc install=bash)"`; the command is completed first."""
+    program, _, line = os.environ.get("COMP_LINE", "").lstrip().partition(" ")
+    command, space, rest = line.lstrip().partition(" ")
+    if arguments[0].startswith("query=") and not (space and command in COMMANDS):
+        return print(" ".join(name for name in COMMANDS if name.startswith(command)))
+    os.environ["COMP_LINE"] = f"{program} {rest}"
+    call_hydra(command if space else "train", ["rayscope", "-sc", *arguments], lambda config: None)
 
 
 if __name__ == "__main__":

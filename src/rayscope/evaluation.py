@@ -25,6 +25,7 @@ COLUMNS = [
     "site", "dictionary", "kind", "k", "latents", "metric", "value", "low", "high", "position0", "split", "tokens",
     "trained_tokens", "seed",
 ]  # fmt: skip
+WHOLE = ("k", "latents", "trained_tokens", "seed")  # whole numbers that may be blank
 LOGITS = 2**26  # elements of [R, C, V] that one pass may hold
 
 
@@ -149,11 +150,9 @@ def evaluate(
                 for metric, value, low, high in measured(meter, position0, clean_G, predicted_G, ablated, weights):
                     spliced = metric in ("dce", "kl", "loss_recovered_zero", "loss_recovered_mean")
                     used = spliced_rows if spliced else len(chosen)
-                    table.append(
-                        [site.hook, name, *describe(meter.codec), metric, value, low, high, position0, split]
-                        + [used * context, *trained(meter.codec)]
-                    )
-    return pd.DataFrame(table, columns=COLUMNS), densities(meters)
+                    about = (position0, split, used * context, *trained(meter.codec))
+                    table.append([site.hook, name, *describe(meter.codec), metric, value, low, high, *about])
+    return pd.DataFrame(table, columns=COLUMNS).astype(dict.fromkeys(WHOLE, "Int64")), densities(meters)
 
 
 def every_meter(meters: dict[Site, dict[str, Meter]]) -> Iterator[tuple[Site, Meter]]:
@@ -247,4 +246,8 @@ def densities(meters: dict[Site, dict[str, Meter]]) -> pd.DataFrame:
                         {"site": site.hook, "dictionary": name, "latent": range(meter.latents), "density": density}
                     )
                 )
-    return pd.concat(tables) if tables else pd.DataFrame(columns=["site", "dictionary", "latent", "density"])
+    return (
+        pd.concat(tables, ignore_index=True)
+        if tables
+        else pd.DataFrame(columns=["site", "dictionary", "latent", "density"])
+    )

@@ -20,7 +20,7 @@ def fvu(x_ND: Tensor, x_hat_ND: Tensor) -> float:
     """
     sums = Sums(x_ND.shape[1], 1)
     sums.update(x_ND, x_hat_ND, torch.zeros(len(x_ND), dtype=torch.long))
-    return sums.fvu()
+    return sums.fvu(torch.ones(1, 1, dtype=torch.float64)).item()
 
 
 def bits(latents: int, k: float | Tensor, signed: bool, fixed_support: bool = False) -> float | Tensor:
@@ -74,18 +74,18 @@ class Sums:
         self.ratio_G.index_add_(0, documents, x_hat.norm(dim=1) / norm.clamp(min=torch.finfo(norm.dtype).tiny))
         self.count_G.index_add_(0, documents, torch.ones(len(x), dtype=torch.float64))
 
-    def fvu(self, weights_BG: Tensor | None = None):
-        """sum |x - x_hat|^2 / (sum |x|^2 - |sum x|^2 / n); a number, or one for each row of document weights."""
-        weights = torch.ones(1, len(self.count_G), dtype=torch.float64) if weights_BG is None else weights_BG
-        variance = weights @ self.square_G - (weights @ self.x_GD).square().sum(1) / (weights @ self.count_G)
-        result = (weights @ self.error_G) / variance
-        return result.item() if weights_BG is None else result
+    def fvu(self, weights_BG: Tensor) -> Tensor:
+        """[B]: sum |x - x_hat|^2 / sum |x - x_bar|^2, for each row of document weights; x_bar is that of all documents.
 
-    def l2_ratio(self, weights_BG: Tensor | None = None):
-        """Mean over vectors of |x_hat| / |x|."""
-        weights = torch.ones(1, len(self.count_G), dtype=torch.float64) if weights_BG is None else weights_BG
-        result = (weights @ self.ratio_G) / (weights @ self.count_G)
-        return result.item() if weights_BG is None else result
+        With a mean of its own, each resample of a few documents would have less variance, and a larger FVU, than the sample.
+        """
+        mean_D = self.x_GD.sum(0) / self.count_G.sum()
+        spread_G = self.square_G - 2 * self.x_GD @ mean_D + self.count_G * mean_D.square().sum()
+        return (weights_BG @ self.error_G) / (weights_BG @ spread_G)
+
+    def l2_ratio(self, weights_BG: Tensor) -> Tensor:
+        """[B]: mean over vectors of |x_hat| / |x|."""
+        return (weights_BG @ self.ratio_G) / (weights_BG @ self.count_G)
 
 
 def bootstrap_weights(documents: int, draws: int, seed: int = 0) -> Tensor:

@@ -4,7 +4,9 @@ R rows, C context (positions), D d_model, V vocabulary.
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.resources import files
@@ -118,10 +120,8 @@ class LanguageModel:
                 if len(found) == len(wanted):
                     raise Stop
 
-        try:
+        with suppress(Stop):
             self.run_blocks(self.embed(tokens_RC), read=read)
-        except Stop:
-            pass
         return found
 
     def bridge(self):
@@ -141,11 +141,13 @@ def load(name: str, device: str = "cpu", revision: str | None = None, context: i
     Raises ValueError for a folder without weights or tokenizer, a model of another architecture, an unreachable name.
     """
     import transformers
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoTokenizer, GPT2LMHeadModel
 
     transformers.utils.logging.disable_progress_bar()
     path = str(files("rayscope") / "assets/tiny") if name == "tiny" else name
     local = Path(path).expanduser()
+    options: dict[str, Any] = {"revision": revision or "main"}
     if local.is_dir():
         path, options = str(local), {"local_files_only": True}
         for wanted, what in (("config.json", "model"), ("tokenizer.json", "tokenizer")):
@@ -155,17 +157,15 @@ def load(name: str, device: str = "cpu", revision: str | None = None, context: i
                 )
     elif path.startswith(("/", "./", "../", "~")):
         raise ValueError(f"model.name={name}: no such folder")
-    else:
-        options = {"revision": revision or "main"}
     try:
         config = AutoConfig.from_pretrained(path, **options)
         if config.model_type != "gpt2":
             raise ValueError(f"model.name={name}: a {config.model_type!r} model; rayscope reads models of type 'gpt2'")
         if context and context > config.n_positions:
             raise ValueError(f"model.context={context}: {name} has a context of {config.n_positions}")
-        network = GPT2LMHeadModel.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa", **options)
+        network: Any = GPT2LMHeadModel.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa", **options)
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
-    except OSError as error:
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"model.name={name}: cannot be loaded ({reason})") from None
     if len(tokenizer) > network.config.vocab_size:

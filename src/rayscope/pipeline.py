@@ -20,12 +20,14 @@ from rayscope.contexts import top_contexts
 from rayscope.dictionaries import Dictionary, Learned, find, load
 from rayscope.evaluation import Means, bits_per_token, evaluate
 from rayscope.features import appearance, choose_tokens, token_features, with_appearance
+from rayscope.files import write_whole
 from rayscope.model import LanguageModel
 from rayscope.sites import Site, resolve
 from rayscope.text import SPLITS, PackedText
 from rayscope.training import CHECKPOINT, train
 
 DICTIONARIES = "dictionaries"
+TRAINED = "trained.json"  # is there once every dictionary is
 
 
 @dataclass(frozen=True)
@@ -41,18 +43,22 @@ class Source:
 
     def stream(self, split: str, sites: Sequence[Site], tokens: int, precision: str | None = None) -> ActivationStream:
         """At most one pass over a held-out split; training text is passed over as often as the tokens need."""
-        rows = self.text[split]
-        if split != "train":
-            tokens = min(tokens, len(rows) * (self.text.context - 1) // self.batch_size * self.batch_size)
-            if not tokens:
+        rows, per_row = self.text[split], self.text.context - 1
+        round_tokens = max(1, min(self.round_tokens, tokens))
+        if split != "train" and tokens >= self.batch_size:
+            if len(rows) * per_row < self.batch_size:
                 raise ValueError(f"text: split {split} is smaller than one batch of {self.batch_size}; give more text")
+            rounds = -(-min(tokens, len(rows) * per_row) // round_tokens)
+            rounds = min(rounds, len(rows) // -(-self.batch_size // per_row))  # each holds a batch, and no row twice
+            round_tokens = min(-(-round_tokens // per_row), len(rows) // rounds) * per_row
+            tokens = min(tokens, rounds * (round_tokens // self.batch_size) * self.batch_size)
         return ActivationStream(
             self.model,
             rows,
             sites,
             tokens=tokens,
             batch_size=self.batch_size,
-            round_tokens=min(self.round_tokens, tokens),
+            round_tokens=round_tokens,
             seed=self.seed,
             precision=precision or self.precision,
         )
@@ -76,7 +82,10 @@ def train_dictionaries(
     """Trains every dictionary at every site and saves it in `folder/dictionaries/<site key>/<name>`."""
     if not partials:
         raise ValueError("dictionaries: none is configured; add one, such as dictionaries=[topk]")
-    dictionaries = {site: {name: make(width=site.width) for name, make in partials.items()} for site in sites}
+    try:
+        dictionaries = {site: {name: make(width=site.width) for name, make in partials.items()} for site in sites}
+    except TypeError as error:
+        raise ValueError(f"dictionaries: {error}") from None  # an argument that the class does not take
     stream = source.stream("train", sites, tokens)
     train(
         stream,
@@ -90,6 +99,7 @@ def train_dictionaries(
         for name, dictionary in named.items():
             about = {**source.provenance(site), "tokens": len(stream) * stream.batch_size, "seed": dictionary.seed}
             dictionary.save(folder / DICTIONARIES / site.key / name, about)
+    write_whole(folder / TRAINED, json.dumps({"tokens": len(stream) * stream.batch_size}))
     (folder / CHECKPOINT).unlink(missing_ok=True)
     say(f"trained: {sum(map(len, dictionaries.values()))} dictionaries in {folder / DICTIONARIES}")
 
@@ -301,9 +311,3 @@ def windows(
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
     write_whole(path, table.to_csv(index=False, float_format="%.7g"))
-
-
-def write_whole(path: Path, text: str) -> None:
-    temporary = path.with_name("." + path.name)
-    temporary.write_text(text, encoding="utf-8")
-    temporary.rename(path)

@@ -15,6 +15,7 @@ import yaml
 
 from rayscope import __version__
 from rayscope.console import say
+from rayscope.files import write_whole
 
 PACKAGES = ("torch", "lightning", "transformers", "transformer-lens", "datasets", "hydra-core", "numpy", "wandb")
 NOT_COMPARED = ("out", "overwrite", "logger")  # keys that change nothing of the result
@@ -29,7 +30,8 @@ def run(command: str, config: dict[str, Any], argv: list[str], outputs: list[str
     """The run's folder, to work in. Its configuration and environment are written first, `finished.json` at the end.
 
     They are config.yaml and environment.json of the command that makes a run (demo, train), and bear the command's name
-    before that of one that adds to it. outputs: what the command writes; with overwrite they are removed first.
+    before that of one that adds to it. outputs: what the command writes; with overwrite they are removed first. A run that
+    fails before it has written any leaves nothing behind.
     Raises Finished where the same run is done, ValueError where the folder holds another configuration or its outputs.
     """
     folder = Path(config["out"])
@@ -39,7 +41,8 @@ def run(command: str, config: dict[str, Any], argv: list[str], outputs: list[str
         for path in [record, done, *(folder / name for name in outputs)]:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     environment = describe(argv)
-    if record.is_file():
+    fresh = not record.is_file()
+    if not fresh:
         difference = differences(yaml.safe_load(record.read_text()), config)
         if difference:
             raise ValueError(
@@ -55,12 +58,22 @@ def run(command: str, config: dict[str, Any], argv: list[str], outputs: list[str
             )
     elif there := [name for name in outputs if (folder / name).exists()]:
         raise ValueError(f"{folder} holds {there[0]} of another run; give another out=, or overwrite=true to redo it")
-    folder.mkdir(parents=True, exist_ok=True)
-    record.write_text(yaml.safe_dump(config, sort_keys=False))
-    about.write_text(json.dumps(environment, indent=2))
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     started = time.monotonic()
-    yield folder
-    done.write_text(json.dumps({"seconds": round(time.monotonic() - started, 1)}))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(record, yaml.safe_dump(config, sort_keys=False))
+        write_whole(about, json.dumps(environment, indent=2))
+        yield folder
+    except BaseException:
+        if fresh and not any((folder / name).exists() for name in outputs):  # it never began: take its traces away
+            record.unlink(missing_ok=True)
+            about.unlink(missing_ok=True)
+            for path in made:
+                if path.is_dir() and not any(path.iterdir()):
+                    path.rmdir()
+        raise
+    write_whole(done, json.dumps({"seconds": round(time.monotonic() - started, 1)}))
 
 
 def describe(argv: list[str]) -> dict[str, Any]:
@@ -74,16 +87,22 @@ def describe(argv: list[str]) -> dict[str, Any]:
     }
 
 
-def differences(before: dict, now: dict, prefix: str = "", most: int = 3) -> str:
+def differences(before: dict, now: dict, most: int = 3, longest: int = 40) -> str:
     """`k: 8 -> 16; ...`, the first few keys that differ; empty where none does."""
-    found = []
-    for key in dict.fromkeys([*before, *now]):
-        if not prefix and key in NOT_COMPARED:
-            continue
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            inner = differences(old, new, f"{prefix}{key}.", most)
-            found += [inner] if inner else []
-        elif old != new:
-            found.append(f"{prefix}{key}: {old} -> {new}")
-    return "; ".join(found[:most]) + ("; ..." if len(found) > most else "")
+    old, new = (flat({key: value for key, value in c.items() if key not in NOT_COMPARED}) for c in (before, now))
+    found = [key for key in {**old, **new} if old.get(key) != new.get(key) or (key in old) != (key in new)]
+    said = [f"{k}: {brief(old.get(k), longest)} -> {brief(new.get(k), longest)}" for k in found[:most]]
+    return "; ".join(said) + (f"; and {len(found) - most} more" if len(found) > most else "")
+
+
+def flat(config: dict, prefix: str = "") -> dict[str, Any]:
+    """{"a.b": value} of {"a": {"b": value}}."""
+    values = {}
+    for key, value in config.items():
+        values |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return values
+
+
+def brief(value: Any, longest: int) -> str:
+    text = str(value)
+    return text if len(text) <= longest else text[: longest - 3] + "..."

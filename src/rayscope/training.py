@@ -96,8 +96,8 @@ class DictionaryTrainer(LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def on_train_batch_end(self, outputs, batch: Batch, batch_idx: int) -> None:
-        step = self.global_step
+    def record(self, step: int) -> None:
+        """Logs and saves what is due after the step. Before the checkpoint of that step, which so holds what it changes."""
         if self.loggers and (step % self.log_every == 0 or step == self.steps):
             log(self.loggers, step * self.batch_size, self.scalars(), self.histograms())
         if step in self.snapshot_steps and self.snapshot_folder is not None:
@@ -119,23 +119,28 @@ class DictionaryTrainer(LightningModule):
 
 
 class Checkpoints(Callback):
-    """One checkpoint, replaced as a whole: after a kill at any moment the last complete one is there."""
+    """After each step its records, then, where due, the checkpoint: one, replaced as a whole: after a kill at any moment the last complete one is there."""
 
     def __init__(self, path: Path, every_steps: int, every_seconds: float):
         self.path, self.every_steps, self.every_seconds = path, every_steps, every_seconds
         self.last = time.monotonic()
 
-    def on_train_batch_end(self, trainer: Trainer, *_) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
+        assert isinstance(pl_module, DictionaryTrainer)
+        pl_module.record(trainer.global_step)
         due = self.every_steps and trainer.global_step % self.every_steps == 0
         if due or time.monotonic() - self.last > self.every_seconds:
             self.save(trainer)
 
     def save(self, trainer: Trainer) -> None:
         temporary = self.path.with_name("." + self.path.name)
-        trainer.save_checkpoint(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.rename(self.path)
+        try:
+            trainer.save_checkpoint(temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.rename(self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
         self.last = time.monotonic()
 
 
@@ -151,6 +156,9 @@ class Bar(Callback):
 
     def on_train_batch_end(self, *_) -> None:
         self.advance(self.batch_size)
+
+    def on_exception(self, *_) -> None:
+        self.teardown()  # lightning calls that after a success alone, and an open bar hides the cursor
 
     def teardown(self, *_, **__) -> None:
         if hasattr(self, "advance"):
@@ -207,17 +215,20 @@ def train(
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
+    done = 0
     if resumed:
-        saved = torch.load(checkpoint, weights_only=True, map_location="cpu")
-        training_log.keep(saved["global_step"] * stream.batch_size)
-        say(f"training: resuming at {saved['global_step'] * stream.batch_size:,} of {tokens:,} tokens")
-        del saved
+        done = (
+            torch.load(checkpoint, weights_only=True, map_location="cpu", mmap=True)["global_step"] * stream.batch_size
+        )
+        say(f"training: resuming at {done:,} of {tokens:,} tokens")
+    training_log.keep(done)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`isinstance", FutureWarning)  # lightning 2.6's own, with torch 2.13
         warnings.filterwarnings("ignore", "`isinstance", DeprecationWarning)
-        trainer.fit(module, stream, ckpt_path=checkpoint if resumed else None, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+        try:
+            trainer.fit(module, stream, ckpt_path=checkpoint if resumed else None, weights_only=True)
+        except SystemExit:  # what lightning makes of a KeyboardInterrupt
+            raise KeyboardInterrupt from None
     module.to(device)
     calibrate(calibration, dictionaries, device)
 

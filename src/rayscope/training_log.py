@@ -11,6 +11,8 @@ import numpy as np
 from lightning.pytorch.loggers import Logger, WandbLogger
 from torch import Tensor
 
+from rayscope.files import write_whole
+
 EDGES = np.arange(-6, 0.5, 0.5)  # of log10 density
 
 
@@ -21,8 +23,13 @@ class TrainingLog(Logger):
         super().__init__()
         self.path = path
 
-    name = "csv"
-    version = 0
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> int:
+        return 0
 
     def log_hyperparams(self, *args, **kwargs) -> None:
         """The run's configuration is saved beside the log."""
@@ -32,21 +39,21 @@ class TrainingLog(Logger):
 
     def write(self, tokens: int, row: dict[str, Any]) -> None:
         new = not self.path.is_file()
-        with self.path.open("a", newline="") as file:
-            writer = csv.writer(file)
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
             if new:
                 writer.writerow(["tokens", *row])
             writer.writerow([tokens, *row.values()])
 
     def keep(self, tokens: int) -> None:
-        """Forgets what was logged after the checkpoint that a run resumes from."""
+        """Forgets what was logged after `tokens`, where the run goes on, and a line that a kill cut short."""
         if self.path.is_file():
-            with self.path.open(newline="") as file:
-                header, *rows = csv.reader(file)
-            with self.path.open("w", newline="") as file:
-                csv.writer(file).writerows(
-                    [header, *(r for r in rows if len(r) == len(header) and int(r[0]) <= tokens)]
-                )
+            header, *lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) or [""]
+            kept = [line for line in lines if line.endswith("\n") and int(line.split(",")[0]) <= tokens]
+            if kept:
+                write_whole(self.path, "".join([header, *kept]))
+            else:
+                self.path.unlink()
 
 
 def histogram(density_L: Tensor) -> np.ndarray:
@@ -55,7 +62,7 @@ def histogram(density_L: Tensor) -> np.ndarray:
     return np.histogram(exponents, np.append(EDGES[:-1], 0.0 + 1e-9))[0]
 
 
-def log(loggers: Sequence[Logger], tokens: int, scalars: dict[str, float], densities: dict[str, Tensor]) -> None:
+def log(loggers: Sequence[Any], tokens: int, scalars: dict[str, float], densities: dict[str, Tensor]) -> None:
     counts = {name: histogram(density) for name, density in densities.items()}
     for logger in loggers:
         if isinstance(logger, TrainingLog):
@@ -64,7 +71,7 @@ def log(loggers: Sequence[Logger], tokens: int, scalars: dict[str, float], densi
         elif isinstance(logger, WandbLogger):
             import wandb
 
-            charts = {name: wandb.Histogram(np_histogram=(c.tolist(), EDGES.tolist())) for name, c in counts.items()}
+            charts = {name: wandb.Histogram(np_histogram=(c, EDGES)) for name, c in counts.items()}
             logger.experiment.define_metric("*", step_metric="tokens")
             logger.experiment.log({"tokens": tokens, **scalars, **charts})
         else:

@@ -47,6 +47,7 @@ class BatchTopK(Learned):
 
     kind = "batchtopk"
     signed = False
+    adaptive = True
     training_only = (*Learned.training_only, "threshold_mean", "threshold_steps")
     decay = 0.95
     threshold: Tensor

@@ -101,6 +101,10 @@ class Dictionary(nn.Module):
         """(D): decode(0)."""
         raise AttributeError(f"{type(self).__name__} defines no bias")
 
+    @property
+    def device(self) -> torch.device:
+        return next((tensor.device for tensor in self.state_dict().values()), torch.device("cpu"))
+
     def encode_sparse(self, x_ND: Tensor) -> Codes:
         raise AttributeError(f"{type(self).__name__} defines no encode_sparse")
 

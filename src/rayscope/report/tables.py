@@ -161,8 +161,18 @@ def headline_k(table: pd.DataFrame) -> float:
 
 
 def at_k(table: pd.DataFrame, k: float) -> pd.DataFrame:
-    """The rows at this k, codecs, and of a family that has no such k the row nearest to it."""
-    distance = (np.log(table["k"].astype(float)) - (math.log(k) if k > 0 else 0)).abs().fillna(0.0)
+    """Codecs, the learned rows at this k, and of every other family the row nearest to those rays in bits per token.
+
+    A learned family without this k shows its nearest one.
+    """
+    distance = (np.log(table["k"].astype(float)) - (math.log(k) if k > 0 else 0)).abs()
+    if "bits" in table:
+        rays = table[(table["role"] == "rays") & (table["k"] == k)]
+        budget = rays.groupby(["site", "position0"])["bits"].min()
+        places = pd.MultiIndex.from_frame(table[["site", "position0"]])
+        in_bits = (np.log(table["bits"].astype(float)) - np.log(budget.reindex(places).to_numpy(float))).abs()
+        distance = distance.where(table["role"].isin(["rays", "directions"]), in_bits.fillna(distance))
+    distance = distance.fillna(0.0)
     least = distance.groupby([table["site"], table["position0"], table["family"], table["kind"]]).transform("min")
     return table[distance <= least + 1e-9]
 

@@ -20,6 +20,10 @@ from rayscope.text.documents import SPLITS, Document, split_of
 
 ROLE = re.compile(r":[\w:+-]+:`~?!?([^`<]+?)(?:\s*<[^`>]*>)?`")
 LINK = re.compile(r"`([^`<]+?)\s*<[^`>]*>`_{0,2}")
+SECTION = re.compile(  # of parameters and the like, and a numpydoc entry: lists, not prose
+    r"(Args|Arguments|Keyword [Aa]rg\w*|Parameters|Returns?|Yields|Raises|Attributes|Inputs|Outputs|Shape|Examples?)\s?:\s"
+    r"|\*{0,2}\w+(, ?\*{0,2}\w+)* : "
+)
 SKIPPED = {"test", "tests", "testing", "site-packages", "dist-packages", "__pycache__", "lib2to3", "_vendor"}
 
 
@@ -36,17 +40,15 @@ class Docs:
 
     def documents(self) -> Iterator[Document]:
         """Documents in which no paragraph stands twice: one that is in train is dropped from validation and test."""
-        by_split: dict[str, list[Document]] = {split: [] for split in SPLITS}
-        for name, path in self.modules():
-            for document in module_documents(name, path.read_bytes()):
-                by_split[split_of(document.name)].append(document)
+        found = [d for name, path in self.modules() for d in module_documents(name, path.read_bytes())]
+        fresh: dict[int, list[str]] = {}
         seen: set[str] = set()
-        for split in SPLITS:
-            for name, text in by_split[split]:
-                fresh = [p for p in dict.fromkeys(text.split("\n\n")) if p not in seen]
-                seen.update(fresh)
-                if fresh:
-                    yield Document(name, "\n\n".join(fresh))
+        for number in sorted(range(len(found)), key=lambda number: SPLITS.index(split_of(found[number].name))):
+            fresh[number] = [p for p in dict.fromkeys(found[number].text.split("\n\n")) if p not in seen]
+            seen.update(fresh[number])
+        for number, document in enumerate(found):  # by name, so that the first max_tokens hold every split
+            if fresh[number]:
+                yield Document(document.name, "\n\n".join(fresh[number]))
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
@@ -152,7 +154,9 @@ def paragraphs(docstring: str) -> Iterator[str]:
 def is_prose(text: str) -> bool:
     """A sentence or more of eight words: starts as one, ends as one, and is made of words rather than of symbols."""
     words = text.split()
-    if len(words) < 8 or not text[0].isupper() or text[-1] not in ".:?!)" or ">>>" in text or ". " not in text + " ":
+    if len(words) < 8 or not text[0].isupper() or text[-1] not in ".:?!)" or ">>>" in text:
+        return False
+    if SECTION.match(text) or not re.search(r"[.?!]\s", text + " "):
         return False
     plain = sum(1 for word in words if word.strip("\"'.,:;!?()").replace("-", "").isalpha())
     symbols = sum(text.count(character) for character in "=<>{}[]|\\_/#@$^~+*")

@@ -13,12 +13,13 @@ from pathlib import Path
 from rayscope.text.documents import END_OF_TEXT, Document
 
 PIECE = 10_000  # characters: about what a txt file is cut into where it marks no documents itself
+UTF8 = "utf-8-sig"  # a byte order mark is no text
 
 
 class Files:
     """Documents of local files, each named by a hash of its text, so that equal documents share a split.
 
-    A row of a jsonl, csv or parquet file is a document, its text in `column`. A txt file holds documents separated by
+    A row of a jsonl, csv or parquet file is a document, its text in `column`; one without text is left out. A txt file holds documents separated by
     `<|endoftext|>`; a stretch without one is cut at blank lines into documents of about 10,000 characters.
 
     files: paths or patterns (`data/*.parquet`).
@@ -32,7 +33,8 @@ class Files:
         self.column, self.max_tokens = column, max_tokens
         self.paths: list[Path] = []
         for pattern in patterns:
-            found = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))  # noqa: PTH207 (absolute patterns)
+            path = str(Path(pattern).expanduser())
+            found = [path] if Path(path).is_file() else sorted(glob.glob(path, recursive=True))  # noqa: PTH207 (absolute)
             if not found:
                 raise ValueError(f"text.files: no file matches {pattern!r}")
             self.paths += [Path(path) for path in found]
@@ -49,7 +51,7 @@ class Files:
                     if text and not text.isspace():
                         yield Document(hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest(), text)
             except UnicodeDecodeError as error:
-                raise ValueError(f"text.files: {path} is not UTF-8 (byte {error.start}); convert it first") from None
+                raise ValueError(f"text.files: {path} is not UTF-8 ({error.reason}); convert it first") from None
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(self.column.encode())
@@ -60,7 +62,7 @@ class Files:
 
 
 def read_txt(path: Path, column: str) -> Iterator[str]:
-    for stretch in path.read_text(encoding="utf-8").split(END_OF_TEXT):
+    for stretch in path.read_text(encoding=UTF8).split(END_OF_TEXT):
         piece: list[str] = []
         for paragraph in re.split(r"\n\s*\n", stretch.strip()):
             piece.append(paragraph)
@@ -72,7 +74,7 @@ def read_txt(path: Path, column: str) -> Iterator[str]:
 
 
 def read_jsonl(path: Path, column: str) -> Iterator[str]:
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding=UTF8) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -87,7 +89,7 @@ def read_jsonl(path: Path, column: str) -> Iterator[str]:
 
 def read_csv(path: Path, column: str) -> Iterator[str]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding=UTF8, newline="") as file:
         for number, row in enumerate(csv.DictReader(file), 2):
             yield text_of(row, column, f"{path} row {number}")
 
@@ -105,20 +107,20 @@ def read_parquet(path: Path, column: str) -> Iterator[str]:
             raise ValueError(no_column(column, file.schema_arrow.names, str(path)))
         for batch in file.iter_batches(batch_size=64, columns=[column]):
             for row in batch.to_pylist():
-                if row[column] is not None:
-                    yield text_of(row, column, str(path))
+                yield text_of(row, column, str(path))
 
 
 READERS = {".txt": read_txt, ".jsonl": read_jsonl, ".csv": read_csv, ".parquet": read_parquet}
 
 
 def text_of(row: dict, column: str, where: str) -> str:
+    """The row's text; empty where the column holds null."""
     if column not in row:
         raise ValueError(no_column(column, list(row), where))
-    if not isinstance(row[column], str):
-        kind = type(row[column]).__name__
-        raise ValueError(f"text.column={column}: {where} holds {kind}, not text")
-    return row[column]
+    text = "" if row[column] is None else row[column]
+    if not isinstance(text, str):
+        raise ValueError(f"text.column={column}: {where} holds {type(text).__name__}, not text")
+    return text
 
 
 def no_column(column: str, columns: list, where: str) -> str:

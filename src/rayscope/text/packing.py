@@ -19,7 +19,7 @@ import platformdirs
 from rayscope.console import progress, say
 from rayscope.text.documents import END_OF_TEXT, SPLITS, Document, Source, split_of
 
-LAYOUT = 1  # of the packed folder; a change of what is written raises it and so repacks
+LAYOUT = 2  # of the packed folder; a change of what is written raises it and so repacks
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ def pack(source: Source, tokenizer, context: int, cache: str | Path | None = Non
 
     Raises ValueError where a split comes out without a row.
     """
-    vocabulary = json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    rules = tokenizer.backend_tokenizer.to_str()  # vocabulary, merges and what precedes them
     key = json.dumps(
-        [LAYOUT, source.fingerprint(), hashlib.sha256(vocabulary.encode()).hexdigest(), context, source.max_tokens]
+        [LAYOUT, source.fingerprint(), hashlib.sha256(rules.encode()).hexdigest(), context, source.max_tokens]
     )
     fingerprint = hashlib.sha256(key.encode()).hexdigest()
     folder = Path(cache or cache_folder()).expanduser() / "text" / fingerprint[:16]
@@ -69,6 +69,9 @@ def pack(source: Source, tokenizer, context: int, cache: str | Path | None = Non
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".packing-") as temporary:
             write(source.documents(), tokenizer, context, source.max_tokens, Path(temporary))
+            for path in Path(temporary).iterdir():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
             shutil.rmtree(folder, ignore_errors=True)
             Path(temporary).rename(folder)
             Path(temporary).mkdir()  # for TemporaryDirectory to remove
@@ -115,20 +118,24 @@ def write(documents: Iterable[Document], tokenizer, context: int, max_tokens: in
                 f"text: {total} documents leave {written[split]} tokens in split {split}, less than one row of {context}; "
                 f"give more or longer documents"
             )
-        tokens = np.fromfile(folder / f"{split}.tokens", dtype)[: written[split] // context * context]
-        np.bincount(tokens, minlength=len(tokenizer)).astype(np.int64).tofile(folder / f"{split}.counts")
+        tokens = np.memmap(folder / f"{split}.tokens", dtype, "r", shape=written[split] // context * context)
+        counts = np.zeros(len(tokenizer), np.int64)
+        for start in range(0, len(tokens), 2**24):  # bincount makes 8 bytes of each token
+            counts += np.bincount(tokens[start : start + 2**24], minlength=len(tokenizer))
+        counts.tofile(folder / f"{split}.counts")
     rows = {split: written[split] // context for split in SPLITS}
     shape = {"context": context, "dtype": dtype.name, "rows": rows, "documents": names}
     (folder / "text.json").write_text(json.dumps(shape, indent=2))
 
 
 def tokenized(documents: Iterable[Document], tokenizer) -> Iterator[tuple[str, np.ndarray]]:
-    """(split, tokens with `<|endoftext|>` at the end) of each document. The separator inside a text is only text."""
+    """(split, tokens with `<|endoftext|>` at the end) of each document. The separator inside a text is only a space, and half
+    of a surrogate pair, which no UTF-8 holds, a question mark."""
     end = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
     if end is None or tokenizer.convert_ids_to_tokens(end) != END_OF_TEXT:
         raise ValueError(f"tokenizer has no {END_OF_TEXT}: it is not one of the GPT-2 family")
     for group in batches(documents, characters=2_000_000):
-        texts = [text.replace(END_OF_TEXT, " ") for _, text in group]
+        texts = [text.replace(END_OF_TEXT, " ").encode("utf-8", "replace").decode() for _, text in group]
         encoded = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         for (name, _), encoding in zip(group, encoded, strict=True):
             yield split_of(name), np.array([*encoding.ids, end])

@@ -1,0 +1,15 @@
+"""The README's figure from a finished run: `python scripts/readme_figure.py runs/demo`."""
+
+import sys
+from pathlib import Path
+
+from rayscope.report.figures import bits_figure, styles
+from rayscope.report.html import read_csv
+from rayscope.report.tables import COLUMNS, rows
+
+run = Path(sys.argv[1])
+table = rows(read_csv(run / "evaluation.csv", COLUMNS))
+table = table[table["position0"] == "excluded"]
+target = Path(__file__).parents[1] / ".github/fvu_against_bits.svg"
+target.parent.mkdir(exist_ok=True)
+target.write_text(bits_figure(table, "fvu", styles(table)))

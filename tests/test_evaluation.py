@@ -1,0 +1,225 @@
+"""evaluate() against its metrics computed directly on activations gathered beside it."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+from rayscope import metrics
+from rayscope.activations import permutation
+from rayscope.dictionaries import BatchTopK, Dictionary, TopK
+from rayscope.dictionaries.linear import Linear
+from rayscope.evaluation import Means, bits_per_token, evaluate
+from rayscope.model import LanguageModel
+from rayscope.pipeline import write_table
+from rayscope.sites import Site, resolve
+from rayscope.splicing import Clean, keep_first
+from rayscope.text import PackedText
+
+COLUMNS = [  # as interfaces.md has them
+    *("site", "dictionary", "kind", "k", "latents", "metric", "value", "low", "high", "position0", "split", "tokens"),
+    *("trained_tokens", "seed"),
+]
+METRICS = {
+    "fvu",
+    "l0",
+    "dce",
+    "kl",
+    "loss_recovered_zero",
+    "loss_recovered_mean",
+    "density",
+    "dead",
+    "bits",
+    "l2_ratio",
+}
+HOOKS = ["blocks.1.hook_resid_post", "blocks.1.mlp.hook_post"]
+ROWS, SPLICED = 12, 5
+
+
+@pytest.fixture(scope="module")
+def world(model: LanguageModel, packed: PackedText):
+    """Sites, dictionaries, means, the tokens that evaluate() will choose, and the activations there."""
+    sites = resolve(HOOKS, model)
+    chosen = permutation(len(packed.test), 0, "evaluation", 0).numpy()[:ROWS]
+    tokens_RC = torch.from_numpy(packed.test.tokens[chosen].astype("int64"))
+    activations = model.activations(tokens_RC, sites)
+    dictionaries: dict[Site, dict[str, Dictionary]] = {}
+    means = {}
+    for site in sites:
+        x_ND = activations[site.key].flatten(0, 1)
+        means[site.key] = Means(activations[site.key][:, 0].mean(0), x_ND.mean(0) + 0.01)
+        topk, batchtopk = TopK(site.width, 48, 4, seed=5), BatchTopK(site.width, 64, 6, seed=1)
+        for learned in (topk, batchtopk):
+            learned.prepare(x_ND, dead_window=100)
+            learned.calibrate(x_ND)
+            learned.eval()
+        topk.provenance = {"tokens": 123_456_789, "seed": 5}
+        directions = torch.randn(20, site.width, generator=torch.Generator().manual_seed(2))
+        prefix = Linear(site.width, 20, 3, "prefix", directions, x_ND.mean(0))
+        dictionaries[site] = {"topk": topk, "batchtopk": batchtopk, "prefix": prefix}
+    return sites, dictionaries, means, tokens_RC, activations
+
+
+@pytest.fixture(scope="module")
+def tables(world, model: LanguageModel, packed: PackedText) -> tuple[pd.DataFrame, pd.DataFrame]:
+    _, dictionaries, means, _, _ = world
+    return evaluate(
+        model, packed.test, dictionaries, means, tokens=ROWS * 32 + 31, splice_tokens=SPLICED * 32, draws=200
+    )
+
+
+@pytest.fixture
+def value(tables):
+    table = tables[0].set_index(["site", "dictionary", "metric", "position0"]).sort_index()
+    assert table.index.is_unique
+    return lambda site, name, metric, position0="excluded": table.loc[site.hook, name, metric, position0]["value"]
+
+
+def flat(x_RCD: Tensor, position0: str) -> Tensor:
+    return (x_RCD if position0 == "included" else x_RCD[:, 1:]).flatten(0, 1)
+
+
+def test_the_table_has_its_columns_and_every_metric_of_every_codec(tables):
+    table, _ = tables
+    assert list(table.columns) == COLUMNS
+    for _, rows in table.groupby(["site", "dictionary", "position0"]):
+        assert set(rows["metric"]) == METRICS
+        assert len(rows) == len(METRICS)
+    assert table.groupby(["site", "position0"])["dictionary"].nunique().eq(6).all()
+    assert set(table["site"]) == set(HOOKS)
+    assert set(table["split"]) == {"test"}
+    spliced = table["metric"].isin(["dce", "kl", "loss_recovered_zero", "loss_recovered_mean"])
+    assert set(table.loc[spliced, "tokens"]) == {SPLICED * 32}
+    assert set(table.loc[~spliced, "tokens"]) == {ROWS * 32}
+
+
+@pytest.mark.parametrize("position0", ["excluded", "included"])
+@pytest.mark.parametrize("name", ["topk", "batchtopk", "prefix"])
+def test_reconstruction_is_that_of_the_gathered_activations(world, value, name: str, position0: str):
+    sites, dictionaries, _, _, activations = world
+    for site in sites:
+        x_ND, dictionary = flat(activations[site.key], position0), dictionaries[site][name]
+        with torch.no_grad():
+            x_hat_ND, z_NL = dictionary(x_ND), dictionary.encode(x_ND)
+        active_NL = (z_NL != 0).double()
+        assert value(site, name, "fvu", position0) == pytest.approx(metrics.fvu(x_ND, x_hat_ND), rel=1e-4)
+        ratio = (x_hat_ND.norm(dim=1) / x_ND.norm(dim=1)).double().mean().item()
+        assert value(site, name, "l2_ratio", position0) == pytest.approx(ratio, rel=1e-5)
+        assert value(site, name, "l0", position0) == pytest.approx(active_NL.sum(1).mean().item(), rel=1e-9)
+        assert value(site, name, "density", position0) == pytest.approx(active_NL.mean().item(), rel=1e-9)
+        dead = (active_NL.sum(0) == 0).double().mean().item()
+        assert value(site, name, "dead", position0) == pytest.approx(dead, rel=1e-9)
+
+
+@pytest.mark.parametrize("position0", ["excluded", "included"])
+def test_losses_are_those_of_the_first_spliced_rows(world, value, model: LanguageModel, position0: str):
+    sites, dictionaries, means, tokens_RC, activations = world
+    clean = Clean.run(model, tokens_RC[:SPLICED], sites)
+    for site in sites:
+        x_RCD = activations[site.key][:SPLICED]
+
+        def spliced(x_hat_RCD: Tensor, site=site, x_RCD=x_RCD) -> tuple[float, float]:
+            x_hat_RCD = x_hat_RCD if position0 == "included" else keep_first(x_RCD, x_hat_RCD)
+            loss_RC, kl_RC = clean.spliced(site, x_hat_RCD)
+            return loss_RC.double().mean().item(), kl_RC.double().mean().item()
+
+        with torch.no_grad():
+            x_hat_RCD = dictionaries[site]["topk"](x_RCD.flatten(0, 1)).view_as(x_RCD)
+        loss, kl = spliced(x_hat_RCD)
+        base = clean.loss_RC.double().mean().item()
+        zero, _ = spliced(torch.zeros_like(x_RCD))
+        mean, _ = spliced(means[site.key].rest_D.expand_as(x_RCD))
+        assert value(site, "topk", "dce", position0) == pytest.approx(loss - base, rel=1e-3, abs=1e-5)
+        assert value(site, "topk", "kl", position0) == pytest.approx(kl, rel=1e-3, abs=1e-5)
+        for ablation, cost in (("zero", zero), ("mean", mean)):
+            expected = metrics.loss_recovered(cost, loss, base)
+            assert value(site, "topk", f"loss_recovered_{ablation}", position0) == pytest.approx(expected, rel=1e-2)
+
+
+def test_the_codecs_bound_the_table(world, value):
+    sites, _, means, _, activations = world
+    for site in sites:
+        for position0 in ("excluded", "included"):
+            for metric, exact in (("fvu", 0), ("dce", 0), ("kl", 0), ("l2_ratio", 1)):
+                assert value(site, "identity", metric, position0) == exact
+            for ablation in ("zero", "mean"):
+                assert value(site, "identity", f"loss_recovered_{ablation}", position0) == 1
+            assert value(site, "mean", "loss_recovered_mean", position0) == 0
+            for codec in ("identity", "mean", "position0"):
+                for metric in ("bits", "l0", "density", "dead"):
+                    assert math.isnan(value(site, codec, metric, position0))
+            x_ND = flat(activations[site.key], position0)
+            expected = metrics.fvu(x_ND, means[site.key].rest_D.expand_as(x_ND))
+            assert value(site, "mean", "fvu", position0) == pytest.approx(expected, rel=1e-5)
+        for metric in ("fvu", "dce", "kl"):  # where position 0 is left out, to know it is worth nothing
+            assert value(site, "position0", metric) == value(site, "mean", metric)
+        assert value(site, "position0", "fvu", "included") < value(site, "mean", "fvu", "included")
+
+
+def test_bits_are_of_k_and_where_k_varies_of_each_tokens_own(world, value, tables):
+    sites, dictionaries, _, _, activations = world
+    for site in sites:
+        assert value(site, "topk", "bits") == pytest.approx(metrics.bits(48, 4, signed=False))
+        assert value(site, "prefix", "bits") == pytest.approx(27)  # nine each, and the support is known
+        for position0 in ("excluded", "included"):
+            with torch.no_grad():
+                z_NL = dictionaries[site]["batchtopk"].encode(flat(activations[site.key], position0))
+            l0_N = (z_NL != 0).sum(1)
+            assert l0_N.unique().numel() > 2
+            expected = np.mean([metrics.bits(64, int(k), signed=False) for k in l0_N])
+            assert value(site, "batchtopk", "bits", position0) == pytest.approx(expected, rel=1e-9)
+    assert bits_per_token(dictionaries[sites[0]]["batchtopk"]) == pytest.approx(metrics.bits(64, 6, signed=False))
+
+
+def test_intervals_hold_their_value_and_are_absent_where_they_mean_nothing(tables):
+    table, _ = tables
+    known = table.dropna(subset=["low"])
+    slack = known["metric"].eq("fvu") * 0.005 + 1e-9  # a resample's variance, about its own mean, is 1/documents less
+    assert (known["low"] <= known["value"] + slack).all()
+    assert (known["value"] <= known["high"] + slack).all()
+    assert table.loc[table["metric"].isin(["dead", "bits"]), ["low", "high"]].isna().all(axis=None)
+    wide = known[(known["dictionary"] == "topk") & known["metric"].isin(["fvu", "dce", "kl"])]
+    assert (wide["high"] > wide["low"]).all()
+
+
+def test_provenance_is_in_the_table_in_full_digits(tables, tmp_path):
+    table, _ = tables
+    write_table(table, tmp_path / "evaluation.csv")
+    read = pd.read_csv(tmp_path / "evaluation.csv", dtype=str, keep_default_na=False)
+    about = read.drop_duplicates("dictionary").set_index("dictionary")[
+        ["kind", "k", "latents", "trained_tokens", "seed"]
+    ]
+    assert about.loc["topk"].tolist() == ["topk", "4", "48", "123456789", "5"]
+    assert about.loc["prefix"].tolist() == ["linear", "3", "20", "", ""]
+    assert about.loc["identity"].tolist() == ["codec", "", "", "", ""]
+    bits = read[(read["metric"] == "bits") & (read["kind"] == "codec")]
+    assert set(bits["value"]) == set(bits["low"]) == {""}
+
+
+def test_densities_sum_to_l0(tables, value, world):
+    _, density = tables
+    sites, dictionaries, _, _, _ = world
+    assert list(density.columns) == ["site", "dictionary", "latent", "density"]
+    assert set(density["dictionary"]) == {"topk", "batchtopk", "prefix"}
+    for site in sites:
+        for name, dictionary in dictionaries[site].items():
+            mine = density[(density["site"] == site.hook) & (density["dictionary"] == name)]
+            assert mine["latent"].tolist() == list(range(dictionary.latents))
+            assert mine["density"].sum() == pytest.approx(value(site, name, "l0"), rel=1e-9)
+            assert (mine["density"] == 0).mean() == pytest.approx(value(site, name, "dead"), rel=1e-9)
+
+
+def test_how_rows_are_cut_into_passes_changes_nothing(world, tables, model, packed, monkeypatch):
+    _, dictionaries, means, _, _ = world
+    monkeypatch.setattr("rayscope.evaluation.LOGITS", 2 * 32 * 320)  # two rows a pass
+    again, _ = evaluate(
+        model, packed.test, dictionaries, means, tokens=ROWS * 32, splice_tokens=SPLICED * 32, draws=200
+    )
+    for column in ("value", "low", "high"):
+        np.testing.assert_allclose(again[column], tables[0][column], rtol=1e-3, atol=1e-5)
+    pd.testing.assert_frame_equal(
+        again.drop(columns=["value", "low", "high"]), tables[0].drop(columns=["value", "low", "high"])
+    )

@@ -1,0 +1,166 @@
+"""The model against plain module hooks on the Hugging Face network, and against transformer-lens."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import GPT2LMHeadModel
+
+from rayscope.model import LanguageModel, load
+from rayscope.sites import all_sites, resolve
+
+
+def some_tokens(model: LanguageModel, rows: int = 3, length: int | None = None) -> Tensor:
+    generator = torch.Generator().manual_seed(7)
+    return torch.randint(model.network.config.vocab_size, (rows, length or model.context), generator=generator)
+
+
+@torch.no_grad()
+def hooked(network, tokens_RC: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """({hook: activation}, logits) of the network's own forward, by PyTorch module hooks."""
+    found: dict[str, Tensor] = {}
+    handles = []
+
+    def keep_input(name: str):
+        return lambda module, arguments: found.__setitem__(name, arguments[0].clone())
+
+    def keep_output(name: str):
+        return lambda module, arguments, out: found.__setitem__(
+            name, (out[0] if isinstance(out, tuple) else out).clone()
+        )
+
+    for layer, block in enumerate(network.transformer.h):
+        at = f"blocks.{layer}."
+        handles += [
+            block.register_forward_pre_hook(keep_input(at + "hook_resid_pre")),
+            block.attn.register_forward_hook(keep_output(at + "hook_attn_out")),
+            block.ln_2.register_forward_pre_hook(keep_input(at + "hook_resid_mid")),
+            block.mlp.act.register_forward_hook(keep_output(at + "mlp.hook_post")),
+            block.mlp.register_forward_hook(keep_output(at + "hook_mlp_out")),
+            block.register_forward_hook(keep_output(at + "hook_resid_post")),
+        ]
+    logits = network(tokens_RC).logits
+    for handle in handles:
+        handle.remove()
+    return found, logits
+
+
+def test_run_blocks_is_the_forward_of_transformers(model: LanguageModel):
+    for length in (model.context, 5, 1):
+        tokens_RC = some_tokens(model, length=length)
+        with torch.no_grad():
+            ours = model.unembed(model.run_blocks(model.embed(tokens_RC)))
+            theirs = model.network(tokens_RC).logits
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_activations_at_every_site_are_those_of_module_hooks(model: LanguageModel):
+    tokens_RC, sites = some_tokens(model), all_sites(model)
+    theirs, _ = hooked(model.network, tokens_RC)
+    ours = model.activations(tokens_RC, sites)
+    assert set(theirs) == {site.hook for site in sites}
+    for site in sites:
+        assert ours[site.key].shape == (*tokens_RC.shape, site.width)
+        torch.testing.assert_close(ours[site.key], theirs[site.hook], rtol=1e-5, atol=1e-5, msg=site.hook)
+
+
+def test_a_pass_can_start_and_end_at_any_block(model: LanguageModel):
+    tokens_RC = some_tokens(model)
+    theirs, _ = hooked(model.network, tokens_RC)
+    x_RCD = theirs["blocks.1.hook_resid_pre"]
+    torch.testing.assert_close(model.run_blocks(x_RCD, first=1, last=1), theirs["blocks.1.hook_resid_post"])
+    torch.testing.assert_close(model.run_blocks(x_RCD, first=1), theirs["blocks.2.hook_resid_post"])
+
+
+def test_the_pass_ends_at_the_last_site_needed(model: LanguageModel):
+    calls = []
+    blocks = enumerate(model.network.transformer.h)
+    handles = [b.mlp.c_fc.register_forward_hook(lambda *_, n=n: calls.append(n)) for n, b in blocks]
+    model.activations(some_tokens(model), resolve(["blocks.0.hook_resid_post", "blocks.1.hook_resid_mid"], model))
+    for handle in handles:
+        handle.remove()
+    assert calls == [0]
+
+
+@pytest.mark.filterwarnings("ignore")  # transformer-lens's own
+def test_the_bridge_has_the_same_activations(model: LanguageModel):
+    tokens_RC = some_tokens(model)
+    bridge = model.bridge()
+    with torch.no_grad():
+        logits, cache = bridge.run_with_cache(tokens_RC)
+        torch.testing.assert_close(logits, model.network(tokens_RC).logits, rtol=1e-4, atol=1e-4)
+    ours = model.activations(tokens_RC, all_sites(model))
+    for site in all_sites(model):
+        torch.testing.assert_close(ours[site.key], cache[site.hook], rtol=1e-4, atol=1e-4, msg=site.hook)
+
+
+def copy_of(folder: Path, to: Path, without: str = "") -> Path:
+    shutil.copytree(folder, to)
+    if without:
+        (to / without).unlink()
+    return to
+
+
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [
+        ("tokenizer.json", "no tokenizer.json; save the tokenizer there"),
+        ("config.json", "no config.json; save the model there"),
+        ("model.safetensors", "cannot be loaded .*model.safetensors"),
+    ],
+)
+def test_a_folder_without_a_part_says_which(tiny_gpt2: Path, tmp_path: Path, missing: str, words: str):
+    with pytest.raises(ValueError, match=words):
+        load(str(copy_of(tiny_gpt2, tmp_path / "model", without=missing)))
+
+
+@pytest.mark.parametrize("damaged", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_damaged_file_is_one_clear_line(tiny_gpt2: Path, tmp_path: Path, damaged: str):
+    folder = copy_of(tiny_gpt2, tmp_path / "model")
+    (folder / damaged).write_text("{damaged, and long enough to hold a header")
+    with pytest.raises(ValueError, match=r"^model.name=.*cannot be loaded \([^\n]*\)$"):
+        load(str(folder))
+
+
+def test_another_architecture_or_no_folder_or_a_longer_context_is_refused(tiny_gpt2: Path, tmp_path: Path):
+    folder = copy_of(tiny_gpt2, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "gpt_neo", "architectures": []}))
+    with pytest.raises(ValueError, match="'gpt_neo' model; rayscope reads models of type 'gpt2'"):
+        load(str(folder))
+    with pytest.raises(ValueError, match="no such folder"):
+        load(str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match=r"model.context=64: .* has a context of 32"):
+        load(str(tiny_gpt2), context=64)
+
+
+def test_a_tokenizer_of_another_model_is_refused(tiny_gpt2: Path, tmp_path: Path, model: LanguageModel):
+    from transformers import GPT2Config
+
+    folder = copy_of(tiny_gpt2, tmp_path / "model")
+    GPT2LMHeadModel(GPT2Config(vocab_size=100, n_positions=32, n_embd=8, n_layer=1, n_head=1)).save_pretrained(folder)
+    with pytest.raises(ValueError, match="the tokenizer has 320 tokens, the model 100"):
+        load(str(folder))
+
+
+def test_float16_on_disk_is_fp32_in_memory_and_frozen(tiny_gpt2: Path, tmp_path: Path, model: LanguageModel):
+    folder = copy_of(tiny_gpt2, tmp_path / "model")
+    GPT2LMHeadModel.from_pretrained(tiny_gpt2, dtype=torch.float16).save_pretrained(folder)
+    half = load(str(folder))
+    parameters = list(half.network.parameters())
+    assert {p.dtype for p in parameters} == {torch.float32}
+    assert not any(p.requires_grad for p in parameters)
+    assert not half.network.training
+    torch.testing.assert_close(half.network.transformer.wte.weight, model.network.transformer.wte.weight.half().float())
+    assert half.fingerprint != model.fingerprint == load(str(tiny_gpt2)).fingerprint
+
+
+def test_a_shorter_context_changes_no_activation(tiny_gpt2: Path, model: LanguageModel):
+    short, (site,) = load(str(tiny_gpt2), context=16), resolve("blocks.2.hook_resid_post", model)
+    assert short.context == 16
+    tokens_RC = some_tokens(model)
+    there = model.activations(tokens_RC, [site])[site.key][:, :16]
+    torch.testing.assert_close(short.activations(tokens_RC[:, :16], [site])[site.key], there, rtol=1e-5, atol=1e-5)
