@@ -48,42 +48,26 @@ def train(config: DictConfig, folder: Path) -> None:
         )
 
 
-def evaluate(config: DictConfig, folder: Path) -> None:
+def evaluate(config: DictConfig, folder: Path, compared: Any = None) -> None:
     import pandas as pd
 
     from rayscope import pipeline
     from rayscope.report.tables import print_summary
 
     if not (folder / "evaluation.csv").is_file():
-        source = open_source(config)
-        table = pipeline.evaluate_dictionaries(
-            source,
-            pipeline.load_dictionaries(saved_at(config, folder), source.model),
-            open_baselines(config),
-            folder,
-            headline_k=config.baselines.headline_k,
-            fit_tokens=config.baselines.fit_tokens,
-            **config.evaluation,
-        )
+        compared = compared or open_comparison(config, folder)
+        table = pipeline.evaluate_dictionaries(compared, folder, **config.evaluation)
         log_evaluation(config, table)
     print_summary(pd.read_csv(folder / "evaluation.csv"), stdout())
 
 
-def features(config: DictConfig, folder: Path) -> None:
+def features(config: DictConfig, folder: Path, compared: Any = None) -> None:
     if (folder / "token_features.csv").is_file():
         return
     from rayscope import pipeline
 
-    source = open_source(config)
-    pipeline.measure_features(
-        source,
-        pipeline.load_dictionaries(saved_at(config, folder), source.model),
-        open_baselines(config),
-        folder,
-        headline_k=config.baselines.headline_k,
-        fit_tokens=config.baselines.fit_tokens,
-        **config.features,
-    )
+    compared = compared or open_comparison(config, folder)
+    pipeline.measure_features(compared, folder, **config.features)
     say(f"token features: {folder / 'token_features.csv'}")
 
 
@@ -102,8 +86,10 @@ def sites(config: DictConfig, folder: Path | None) -> None:
 
 def demo(config: DictConfig, folder: Path) -> None:
     train(config, folder)
-    features(config, folder)
-    evaluate(config, folder)
+    unmeasured = [name for name in ("token_features.csv", "evaluation.csv") if not (folder / name).is_file()]
+    compared = open_comparison(config, folder) if unmeasured else None
+    features(config, folder, compared)
+    evaluate(config, folder, compared)
     report(config, folder)
 
 
@@ -139,10 +125,15 @@ def open_source(config: DictConfig):
     return Source(model, text, config.seed, precision=config.precision, **config.stream)
 
 
-def open_baselines(config: DictConfig) -> dict:
-    from rayscope.pipeline import Baseline
+def open_comparison(config: DictConfig, folder: Path):
+    """The saved dictionaries, and the baselines at their bits."""
+    from rayscope.pipeline import Baseline, compare, load_dictionaries
 
-    return {name: Baseline(**hydra.utils.instantiate(entry)) for name, entry in config.baselines.list.items()}
+    source = open_source(config)
+    learned = load_dictionaries(Path(config.dictionaries.get("folder") or folder / "dictionaries"), source.model)
+    options = dict(config.baselines)
+    listed = {name: Baseline(**hydra.utils.instantiate(entry)) for name, entry in options.pop("list").items()}
+    return compare(source, learned, listed, **options)
 
 
 @contextmanager
@@ -163,13 +154,9 @@ def log_evaluation(config: DictConfig, table) -> None:
 
     rows = table[(table["position0"] == "excluded") & table["value"].notna()]
     names = "eval/" + rows["metric"] + "/" + rows["site"] + "/" + rows["dictionary"]
-    tokens = rows["trained_tokens"].max()
+    tokens = rows["trained_tokens"].dropna().max() if rows["trained_tokens"].notna().any() else 0
     with loggers(config) as opened:
-        log(opened, int(tokens) if tokens == tokens else 0, dict(zip(names, rows["value"], strict=True)), {})
-
-
-def saved_at(config: DictConfig, folder: Path) -> Path:
-    return Path(config.dictionaries.get("folder") or folder / "dictionaries")
+        log(opened, int(tokens), dict(zip(names, rows["value"], strict=True)), {})
 
 
 def stdout():
@@ -232,8 +219,10 @@ def main(argv: list[str] | None = None) -> None:
         )
     flags = [arg for arg in rest if arg.startswith("-")]
     if set(flags) <= {"-m", "--multirun"}:
+        overrides = [arg for arg in rest if not arg.startswith("-")]
+        rest = [*flags, *overrides]  # hydra takes -m at either end alone
         try:
-            check(command, [arg for arg in rest if not arg.startswith("-")], sweep=len(flags) > 0)
+            check(command, overrides, sweep=len(flags) > 0)
         except ValueError as error:
             raise Wrong(str(error)) from None
 

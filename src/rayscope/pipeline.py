@@ -164,62 +164,58 @@ def baselines_at_equal_bits(
     return found
 
 
-def fits(source: Source, sites: Sequence[Site], tokens: int) -> dict[str, SiteFit]:
-    return fit_sites(source.model, sites, source.stream("train", sites, tokens, "fp32"))
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared at each site: its dictionaries, and all of them after the baselines at equal bits.
+
+    fitted: what the baselines were fitted from, {site.key: SiteFit}; headline_k: the k at which single budgets are read.
+    """
+
+    source: Source
+    learned: dict[Site, dict[str, Dictionary]]
+    all: dict[Site, dict[str, Dictionary]]
+    fitted: dict[str, SiteFit]
+    headline_k: int
 
 
-def position_means(
-    source: Source, sites: Sequence[Site], fitted: dict[str, SiteFit], rows: int = 64
-) -> dict[str, Means]:
-    chosen = permutation(len(source.text.train), source.seed, "evaluation", 1).numpy()[:rows]
-    tokens_RC = torch.from_numpy(source.text.train.tokens[chosen][:, :1].astype(np.int64)).to(source.model.device)
-    first = source.model.activations(tokens_RC, sites)  # position 0 sees no other position
-    return {s.key: Means(first[s.key][:, 0].mean(0), fitted[s.key].mean_D.to(source.model.device)) for s in sites}
-
-
-def with_baselines(
+def compare(
     source: Source,
-    dictionaries: dict[Site, dict[str, Dictionary]],
+    learned: dict[Site, dict[str, Dictionary]],
     baselines: dict[str, Baseline],
-    headline_k: int,
-    tokens: int,
-) -> tuple[dict[Site, dict[str, Dictionary]], dict[str, SiteFit]]:
-    """The baselines of every site, then its dictionaries."""
-    fitted = fits(source, list(dictionaries), tokens)
-    both = {}
-    for site, learned in dictionaries.items():
-        found = baselines_at_equal_bits(fitted[site.key], baselines, learned, headline_k, tokens)
-        both[site] = {name: d.to(source.model.device) for name, d in found.items()} | learned
-    return both, fitted
-
-
-def evaluate_dictionaries(
-    source: Source,
-    dictionaries: dict[Site, dict[str, Dictionary]],
-    baselines: dict[str, Baseline],
-    folder: Path,
-    *,
     headline_k: int,
     fit_tokens: int,
-    **options: Any,
-) -> pd.DataFrame:
+) -> Comparison:
+    sites, device = list(learned), source.model.device
+    fitted = fit_sites(source.model, sites, source.stream("train", sites, fit_tokens, "fp32"))
+    both = {}
+    for site, named in learned.items():
+        found = baselines_at_equal_bits(fitted[site.key], baselines, named, headline_k, fit_tokens)
+        both[site] = {name: d.to(device) for name, d in found.items()} | named
+    return Comparison(source, learned, both, fitted, headline_k)
+
+
+def position_means(compared: Comparison, rows: int = 64) -> dict[str, Means]:
+    source, sites, device = compared.source, list(compared.all), compared.source.model.device
+    chosen = permutation(len(source.text.train), source.seed, "evaluation", 1).numpy()[:rows]
+    tokens_RC = torch.from_numpy(source.text.train.tokens[chosen][:, :1].astype(np.int64)).to(device)
+    first = source.model.activations(tokens_RC, sites)  # position 0 sees no other position
+    return {s.key: Means(first[s.key][:, 0].mean(0), compared.fitted[s.key].mean_D.to(device)) for s in sites}
+
+
+def evaluate_dictionaries(compared: Comparison, folder: Path, **options: Any) -> pd.DataFrame:
     """Writes evaluation.csv and latent_density.csv."""
-    both, fitted = with_baselines(source, dictionaries, baselines, headline_k, fit_tokens)
-    means = position_means(source, list(both), fitted)
-    table, densities = evaluate(source.model, source.text.test, both, means, seed=source.seed, **options)
+    source = compared.source
+    means = position_means(compared)
+    table, densities = evaluate(source.model, source.text.test, compared.all, means, seed=source.seed, **options)
     write_table(densities, folder / "latent_density.csv")
     write_table(table, folder / "evaluation.csv")
     return table
 
 
 def measure_features(
-    source: Source,
-    dictionaries: dict[Site, dict[str, Dictionary]],
-    baselines: dict[str, Baseline],
+    compared: Comparison,
     folder: Path,
     *,
-    headline_k: int,
-    fit_tokens: int,
     tokens: int,
     most_frequent: int,
     spaced: int,
@@ -228,7 +224,7 @@ def measure_features(
     contexts: int,
 ) -> pd.DataFrame:
     """Writes token_features.csv and contexts.json, from the snapshots too where the folder has some."""
-    both, _ = with_baselines(source, dictionaries, baselines, headline_k, fit_tokens)
+    source, dictionaries, both, headline_k = compared.source, compared.learned, compared.all, compared.headline_k
     budgets = {site: headline_budget(named.values(), headline_k) for site, named in both.items()}
     both = {
         site: {
