@@ -1,3 +1,4 @@
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false
 """Trains the GPT-2 that ships: `python scripts/train_tiny_gpt2.py text.files=[books.parquet,news.parquet] out=DIR`.
 
 Warm-up, stable, decay: the rate is constant until the last 20% of `tokens`, which starts from DIR/stable.pt. A killed

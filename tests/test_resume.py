@@ -1,0 +1,144 @@
+"""A run that is killed (kill -9) mid-round and resumed equals, bitwise, the one that was not."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from rayscope.cli import main
+
+STEPS, BATCH, EVERY = 60, 64, 6  # rounds of 4 batches: a checkpoint at step 6, 18, ... is in the middle of one
+
+
+@pytest.fixture(scope="module")
+def command(tiny_gpt2, text_file):
+    return [
+        "train", "model=gpt2", f"model.name={tiny_gpt2}", "model.context=null", "text=files", f"text.files={text_file}",
+        "sites.patterns=[blocks.1.hook_resid_post,blocks.1.mlp.hook_post]", "dictionaries=[topk,batchtopk]", "latents=96",
+        "k=2", f"tokens={STEPS * BATCH}", f"stream.batch_size={BATCH}", "stream.round_tokens=279", "threads=1",
+        "training.calibration_tokens=256", f"training.checkpoint_steps={EVERY}", "training.log_every=3",
+        "training.snapshots=4", "dictionaries.topk.lr=0.01",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def whole(command, threads, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    main([*command, f"out={out}"])
+    return out
+
+
+def results(folder: Path) -> dict[str, str]:
+    """sha256 of every weights file, the snapshots' too, and the log."""
+    found = {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("weights.safetensors"))
+    }
+    return {**found, "log": (folder / "training.csv").read_text()}
+
+
+def killed(command: list[str], out: Path, step: int) -> None:
+    """Runs the command in a process that gets SIGKILL in the middle of a step, a checkpoint lying behind it."""
+    program = (
+        "import sys, time\n"
+        "from rayscope.training import DictionaryTrainer as T\n"
+        "inner = T.training_step\n"
+        "def step(self, batch, number):\n"
+        f"    if self.global_step == {step}:\n"
+        "        print('here', flush=True); time.sleep(600)\n"
+        "    return inner(self, batch, number)\n"
+        "T.training_step = step\n"
+        "from rayscope.cli import main\n"
+        "main(sys.argv[1:])\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *command, f"out={out}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    try:
+        assert process.stdout is not None
+        said = [line for line in iter(process.stdout.readline, b"here\n") if line]
+        assert process.poll() is None, b"".join(said).decode()
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        process.stdout.close()
+
+
+def test_kill_and_resume_equals_the_uninterrupted_run(command, whole, tmp_path, capsys):
+    assert len(results(whole)) == 4 + 4 * 4 + 1
+    rows = results(whole)["log"].splitlines()
+    dead = [n for n, name in enumerate(rows[0].split(",")) if name.startswith("train/dead/blocks.1.mlp.hook_post/topk")]
+    assert max(float(row.split(",")[dead[0]]) for row in rows[1:]) > 0  # AuxK had something to do
+
+    out = tmp_path / "killed"
+    killed(command, out, step=22)  # after the checkpoint of step 18, two steps into a round of four
+    assert (out / "checkpoint.ckpt").is_file()
+    assert torch.load(out / "checkpoint.ckpt", weights_only=True)["global_step"] == 18
+    assert not (out / "finished.json").exists()
+    (out / ".checkpoint.ckpt").write_bytes(b"half of a checkpo")  # what a kill while one is written leaves
+    with (out / "training.csv").open("a") as file:
+        file.write("1984,0.")
+    capsys.readouterr()
+    main([*command, f"out={out}"])
+    assert "resuming at 1,152 of 3,840 tokens" in capsys.readouterr().err
+    assert results(out) == results(whole)
+    assert {path.name for path in out.iterdir()} == {path.name for path in whole.iterdir()}
+
+
+@pytest.mark.parametrize("step", [2, STEPS - 1], ids=["before any checkpoint", "in the last step"])
+def test_stopped_elsewhere(command, whole, tmp_path, monkeypatch, step):
+    """In-process: the same at the ends, where there is nothing to resume from, and where nothing is left to train."""
+    from rayscope import training
+
+    inner = training.DictionaryTrainer.record
+
+    class Killed(BaseException):
+        pass
+
+    def record(self, now):
+        inner(self, now)
+        if now == step:
+            raise Killed
+
+    def calibrate(*args):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        if step == 2:
+            patch.setattr(training.DictionaryTrainer, "record", record)
+        else:
+            patch.setattr(training, "calibrate", calibrate)
+        with pytest.raises(Killed):
+            main([*command, f"out={tmp_path / 'killed'}"])
+    main([*command, f"out={tmp_path / 'killed'}"])
+    assert results(tmp_path / "killed") == results(whole)
+
+
+def test_another_number_of_threads_is_said(command, tmp_path, monkeypatch, capsys):
+    from rayscope import training
+
+    def fails(*args):
+        raise RuntimeError("stop")
+
+    monkeypatch.setattr(training, "calibrate", fails)
+    with pytest.raises(SystemExit):
+        main([*command, f"out={tmp_path}"])
+    monkeypatch.undo()
+    path = tmp_path / "environment.json"
+    assert '"threads": 1' in path.read_text()
+    path.write_text(path.read_text().replace('"threads": 1', '"threads": 7'))
+    capsys.readouterr()
+    main([*command, f"out={tmp_path}"])
+    assert "begun with 7 threads, going on with 1: not bitwise the same" in capsys.readouterr().err

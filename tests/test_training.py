@@ -1,0 +1,212 @@
+"""Training: alone equals together, the schedule, clipping, groups, snapshots, the log."""
+
+import csv
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from rayscope.activations import ActivationStream
+from rayscope.dictionaries import AbsTopK, BatchTopK, TopK, load
+from rayscope.sites import resolve
+from rayscope.training import DictionaryTrainer, log_spaced, train
+from rayscope.training_log import EDGES, TrainingLog, histogram
+
+RESID, MLP = "blocks.1.hook_resid_post", "blocks.1.mlp.hook_post"
+STEPS, BATCH = 40, 64
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def make(name: str, width: int):
+    """Small enough a run that the dead window (a tenth of it) makes latents dead."""
+    if name == "topk":
+        return TopK(width, 96, 2, seed=3, lr=0.01)
+    if name == "abstopk":
+        return AbsTopK(width, 48, 3, seed=4, lr=0.02)
+    return BatchTopK(width, 64, 4, seed=5, lr=0.01, auxk=8)
+
+
+def run(model, packed, folder: Path, wanted: dict[str, list[str]], **options):
+    sites = {site.hook: site for site in resolve(list(wanted), model)}
+    dictionaries = {sites[hook]: {n: make(n, sites[hook].width) for n in names} for hook, names in wanted.items()}
+    stream = ActivationStream(
+        model, packed.train, list(sites.values()), tokens=STEPS * BATCH, batch_size=BATCH, round_tokens=512
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    train(stream, dictionaries, folder, calibration=[stream[0]], log_every=10, **options)
+    return {hook: dictionaries[sites[hook]] for hook in wanted}
+
+
+@pytest.fixture(scope="module")
+def together(model, packed, tmp_path_factory):
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("together")
+    everything = {RESID: ["topk", "abstopk", "batchtopk"], MLP: ["abstopk", "batchtopk", "topk"]}
+    return folder, run(model, packed, folder, everything, snapshots=5, snapshot_names=["topk", "batchtopk"])
+
+
+@pytest.mark.parametrize(("hook", "name"), [(h, n) for h in (RESID, MLP) for n in ("topk", "abstopk", "batchtopk")])
+def test_alone_equals_together_bitwise(model, packed, together, tmp_path, hook, name):
+    alone = run(model, packed, tmp_path, {hook: [name]})[hook][name]
+    beside = together[1][hook][name]
+    for (key, one), (_, other) in zip(alone.state_dict().items(), beside.state_dict().items(), strict=True):
+        assert torch.equal(one, other), key
+
+
+def test_the_order_does_not_matter(model, packed, together, tmp_path):
+    turned = run(model, packed, tmp_path, {MLP: ["topk", "batchtopk"], RESID: ["batchtopk", "topk"]})
+    for hook, named in turned.items():
+        for name, dictionary in named.items():
+            assert torch.equal(dictionary.W_enc_LD, together[1][hook][name].W_enc_LD)
+
+
+def test_latents_were_dead_and_auxk_reached_them(model, packed, together, tmp_path):
+    with (together[0] / "training.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert max(float(row[f"train/dead/{MLP}/topk"]) for row in rows) > 0
+    site = resolve(MLP, model)[0]
+    stream = ActivationStream(model, packed.train, [site], tokens=STEPS * BATCH, batch_size=BATCH, round_tokens=512)
+    without = TopK(site.width, 96, 2, seed=3, lr=0.01, auxk=0)
+    train(stream, {site: {"topk": without}}, tmp_path)
+    assert not torch.equal(without.W_enc_LD, together[1][MLP]["topk"].W_enc_LD)
+
+
+def test_training_lowers_fvu_and_keeps_rows_of_unit_length(together):
+    with (together[0] / "training.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for hook, named in together[1].items():
+        for name, dictionary in named.items():
+            values = [float(row[f"train/fvu/{hook}/{name}"]) for row in rows]
+            assert values[-1] < values[0] < 1.5
+            torch.testing.assert_close(dictionary.W_dec_LD.norm(dim=1), torch.ones(dictionary.latents))
+
+
+def trainer(steps: int, *dictionaries) -> DictionaryTrainer:
+    site = resolve("blocks.0.hook_resid_pre", Shape())[0]
+    return DictionaryTrainer({site: {f"d{i}": d for i, d in enumerate(dictionaries)}}, steps=steps, batch_size=8)
+
+
+class Shape:
+    layers, d_model, d_mlp = 1, 8, 32
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(100, 5), (40_000, 1000), (1, 1)])
+def test_schedule_warms_up_stays_and_decays_to_nothing(steps, warmup):
+    configured = trainer(steps, TopK(8, 16, 2)).configure_optimizers()
+    rate = configured["lr_scheduler"]["scheduler"].lr_lambdas[0]
+    assert configured["lr_scheduler"]["interval"] == "step"
+    assert rate(0) == pytest.approx(1 / warmup)
+    assert rate(warmup - 1) == 1
+    if steps > 1:
+        assert rate(warmup) == rate(round(0.8 * steps)) == 1
+        assert rate(round(0.9 * steps)) == pytest.approx(0.5)
+        assert rate(steps - 1) == pytest.approx(5 / steps)
+    assert rate(steps) == 0
+
+
+def test_each_dictionary_is_a_group_with_its_own_rate():
+    own = TopK(8, 2**12, 2)
+    frozen = TopK(8, 16, 2, lr=0.5, decoder="frozen")
+    module = trainer(100, own, frozen)
+    groups = module.configure_optimizers()["optimizer"].param_groups
+    assert [group["initial_lr"] for group in groups] == [pytest.approx(4e-4), 0.5]
+    assert {id(p) for p in groups[0]["params"]} == {id(p) for p in own.parameters()}
+    assert {id(p) for p in groups[1]["params"]} == {id(p) for p in frozen.parameters()} - {id(frozen.W_dec_LD)}
+
+
+def test_each_group_is_clipped_by_its_own_norm():
+    large, small = TopK(8, 16, 2), TopK(8, 16, 2, decoder="frozen")
+    module = trainer(10, large, small)
+    for parameter in large.parameters():
+        parameter.grad = torch.full_like(parameter, 100.0)
+    for parameter in small.parameters():
+        parameter.grad = torch.full_like(parameter, 1e-3) if parameter.requires_grad else None
+    before = small.W_enc_LD.grad.clone()
+    module.on_before_optimizer_step(torch.optim.SGD(module.parameters()))
+    norm = torch.cat([p.grad.flatten() for p in large.parameters()]).norm()
+    assert norm.item() == pytest.approx(1, rel=1e-5)
+    assert torch.equal(small.W_enc_LD.grad, before)  # below 1: untouched, whatever its neighbour's norm
+    along = (large.W_dec_LD.grad * large.W_dec_LD).sum(1)
+    assert along.abs().max() < 1e-6
+
+
+def test_snapshots_at_log_spaced_steps(together):
+    folder, dictionaries = together
+    tokens = sorted(int(place.name) for place in (folder / "snapshots").iterdir())
+    assert tokens == [step * BATCH for step in log_spaced(STEPS, 5)]
+    for hook, named in dictionaries.items():
+        kept = [load(folder / "snapshots" / str(t) / hook.replace(".", "_") / "topk") for t in tokens]
+        assert [d.provenance["tokens"] for d in kept] == tokens
+        moved = [(d.directions - named["topk"].directions).norm().item() for d in kept]
+        assert moved == sorted(moved, reverse=True)
+        assert moved[-1] == 0  # the last is the end of training
+        assert not (folder / "snapshots" / str(tokens[0]) / hook.replace(".", "_") / "abstopk").exists()
+
+
+def test_log_spaced():
+    assert log_spaced(1000, 4) == [1, 10, 100, 1000]
+    assert log_spaced(3, 10) == [1, 2, 3]
+    assert (log_spaced(100, 0), log_spaced(100, 1)) == ([], [100])
+
+
+def test_training_csv(together):
+    with (together[0] / "training.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["tokens"]) for row in rows] == [BATCH * step for step in (10, 20, 30, 40)]
+    wanted = {
+        f"train/{metric}/{hook}/{name}"
+        for metric in ("fvu", "l0", "dead", "density")
+        for hook, named in together[1].items()
+        for name in named
+    }
+    assert set(rows[0]) == wanted | {"tokens"}
+    for row in rows:
+        assert float(row[f"train/l0/{RESID}/topk"]) <= 2
+        for hook, named in together[1].items():
+            for name, dictionary in named.items():
+                counts = json.loads(row[f"train/density/{hook}/{name}"])
+                assert sum(counts) == dictionary.latents
+                assert len(counts) == len(EDGES) - 1
+
+
+def test_histogram_of_densities():
+    counts = histogram(torch.tensor([0.0, 1e-7, 10**-5.7, 0.02, 0.5, 1.0]))
+    assert counts.tolist() == [3, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 2]  # from 1e-6 on, half a decade each
+
+
+def test_the_log_forgets_what_comes_after_a_checkpoint_and_a_line_cut_short(tmp_path):
+    log = TrainingLog(tmp_path / "training.csv")
+    for tokens in (10, 20, 30):
+        log.write(tokens, {"a": tokens / 2})
+    with log.path.open("a") as file:
+        file.write("2")
+    log.keep(20)
+    assert log.path.read_text() == "tokens,a\n10,5.0\n20,10.0\n"
+    log.keep(0)
+    assert not log.path.exists()
+
+
+def test_names_that_would_not_be_modules_are_refused():
+    site = resolve("blocks.0.hook_resid_pre", Shape())[0]
+    with pytest.raises(ValueError, match="holds a dot or a slash"):
+        DictionaryTrainer({site: {"a.b": TopK(8, 16, 2)}}, steps=1, batch_size=1)
+
+
+def test_an_interrupt_stays_one_and_the_next_is_heard(model, packed, tmp_path, monkeypatch):
+    def interrupt(self, step):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(DictionaryTrainer, "record", interrupt)
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        run(model, packed, tmp_path, {RESID: ["topk"]})
+    assert signal.getsignal(signal.SIGINT) is handler
