@@ -1,4 +1,4 @@
-# demo · test · check · bench: each installs what it needs into .venv first.
+# demo · test · check · wheel-check: each installs what it needs into .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
