@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from rayscope.report.figures import bits_figure, styles
-from rayscope.report.html import read_csv
+from rayscope.report.inputs import read_csv
 from rayscope.report.tables import COLUMNS, rows
 
 run = Path(sys.argv[1])

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from rayscope.activations import ActivationStream, Batch
 from rayscope.model import LanguageModel
-from rayscope.pipeline import Source
 from rayscope.sites import all_sites, resolve
+from rayscope.source import Source
 from rayscope.text import PackedText, Rows
 
 TWO = ["blocks.1.mlp.hook_post", "blocks.2.hook_resid_post"]

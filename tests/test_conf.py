@@ -10,10 +10,11 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from rayscope.cli import COMMANDS
+from rayscope.comparison import Baseline, compare
 from rayscope.dictionaries import Learned
 from rayscope.overrides import groups
-from rayscope.pipeline import Baseline, Source, compare
 from rayscope.sites import resolve
+from rayscope.source import Source
 from rayscope.text import Files, Hub
 
 ROOT = Path(str(files("rayscope.conf")))

@@ -14,9 +14,12 @@ import pytest
 from rich.console import Console
 
 from rayscope.report import build, print_summary, verdicts
-from rayscope.report.figures import bits_figure, label, styles, token_figure
-from rayscope.report.html import visible
-from rayscope.report.tables import METRICS, answer, at_k, headline_k, judge, role, rows
+from rayscope.report.escapes import visible
+from rayscope.report.figures import bits_figure, styles, token_figure
+from rayscope.report.figures.style import label
+from rayscope.report.metrics import METRICS
+from rayscope.report.tables import at_k, headline_k, role, rows
+from rayscope.report.verdicts import answer, judge
 
 SITES = ("blocks.3.hook_resid_post", "blocks.3.mlp.hook_post")
 KS = (4, 8, 16, 32)

@@ -52,7 +52,7 @@ def evaluate(config: DictConfig, folder: Path, compared: Any = None) -> None:
     import pandas as pd
 
     from rayscope import pipeline
-    from rayscope.report.tables import print_summary
+    from rayscope.report import print_summary
 
     if not (folder / "evaluation.csv").is_file():
         compared = compared or open_comparison(config, folder)
@@ -117,7 +117,7 @@ def open_model(config: DictConfig):
 
 
 def open_source(config: DictConfig):
-    from rayscope.pipeline import Source
+    from rayscope.source import Source
     from rayscope.text import pack
 
     model = open_model(config)
@@ -127,7 +127,8 @@ def open_source(config: DictConfig):
 
 def open_comparison(config: DictConfig, folder: Path):
     """The saved dictionaries, and the baselines at their bits."""
-    from rayscope.pipeline import Baseline, compare, load_dictionaries
+    from rayscope.comparison import Baseline, compare
+    from rayscope.pipeline import load_dictionaries
 
     source = open_source(config)
     learned = load_dictionaries(Path(config.dictionaries.get("folder") or folder / "dictionaries"), source.model)

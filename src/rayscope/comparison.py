@@ -1,0 +1,97 @@
+"""Comparison: the dictionaries of each site beside the baselines at equal bits."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from rayscope import metrics
+from rayscope.activations import permutation
+from rayscope.baselines import SiteFit, fit_sites
+from rayscope.dictionaries import Dictionary
+from rayscope.evaluation import Means, bits_per_token
+from rayscope.sites import Site
+from rayscope.source import Source
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """fit: SiteFit -> Dictionary | None; budgets: `all` the ray dictionaries' bits, or those at the `headline` k."""
+
+    fit: Callable[[SiteFit], Dictionary | None]
+    budgets: str = "all"
+
+    def __post_init__(self):
+        if self.budgets not in ("all", "headline"):
+            raise ValueError(f"baselines: budgets={self.budgets}; all or headline")
+
+
+def baselines_at_equal_bits(
+    fit: SiteFit, baselines: dict[str, Baseline], learned: dict[str, Dictionary], headline_k: int, fitted_tokens: int
+) -> dict[str, Dictionary]:
+    """Each baseline at the least k that costs at least the bits of a learned dictionary, named `<name>_k<k>`.
+
+    The budgets are those of rays of a fixed k (of any dictionary, where there are none): the few bits by which a baseline
+    is above are its advantage.
+    """
+    plain = [d for d in learned.values() if not d.signed and not d.adaptive] or list(learned.values())
+    every = {d.k: bits_per_token(d) for d in plain}
+    chosen = {"all": every, "headline": {k: b for k, b in every.items() if k == headline_k} or every}
+    found: dict[str, Dictionary] = {}
+    for name, baseline in baselines.items():
+        dictionary = baseline.fit(fit)
+        if dictionary is None:
+            continue
+        for bits in chosen[baseline.budgets].values():
+            k = metrics.k_of_bits(bits, dictionary.latents, dictionary.signed, dictionary.fixed_support)
+            at_k = dictionary.with_k(k)
+            at_k.provenance.setdefault("tokens", fitted_tokens)
+            found[f"{name}_k{k}"] = at_k
+    return found
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared at each site: its dictionaries, and all of them after the baselines at equal bits.
+
+    fitted: what the baselines were fitted from, {site.key: SiteFit}; headline_k: the k at which single budgets are read.
+    """
+
+    source: Source
+    learned: dict[Site, dict[str, Dictionary]]
+    all: dict[Site, dict[str, Dictionary]]
+    fitted: dict[str, SiteFit]
+    headline_k: int
+
+
+def compare(
+    source: Source,
+    learned: dict[Site, dict[str, Dictionary]],
+    baselines: dict[str, Baseline],
+    headline_k: int,
+    fit_tokens: int,
+) -> Comparison:
+    sites, device = list(learned), source.model.device
+    fitted = fit_sites(source.model, sites, source.stream("train", sites, fit_tokens, "fp32"))
+    both = {}
+    for site, named in learned.items():
+        found = baselines_at_equal_bits(fitted[site.key], baselines, named, headline_k, fit_tokens)
+        both[site] = {name: d.to(device) for name, d in found.items()} | named
+    return Comparison(source, learned, both, fitted, headline_k)
+
+
+def headline_budget(dictionaries: Iterable[Dictionary], headline_k: int) -> float:
+    """Bits per token of the rays (of any, where there are none) whose k is nearest to the headline."""
+    known = list(dictionaries)
+    rays = [d for d in known if not d.signed and not d.adaptive] or known
+    return bits_per_token(min(rays, key=lambda d: abs(d.k - headline_k)))
+
+
+def position_means(compared: Comparison, rows: int = 64) -> dict[str, Means]:
+    """What the mean codecs put in place of a site's activations: {site.key: Means}."""
+    source, sites, device = compared.source, list(compared.all), compared.source.model.device
+    chosen = permutation(len(source.text.train), source.seed, "evaluation", 1).numpy()[:rows]
+    tokens_RC = torch.from_numpy(source.text.train.tokens[chosen][:, :1].astype(np.int64)).to(device)
+    first = source.model.activations(tokens_RC, sites)  # position 0 sees no other position
+    return {s.key: Means(first[s.key][:, 0].mean(0), compared.fitted[s.key].mean_D.to(device)) for s in sites}

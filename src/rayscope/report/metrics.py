@@ -1,0 +1,76 @@
+"""What a reader is told of each metric: its heading, unit, meaning and form."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Metric:
+    name: str
+    heading: str
+    unit: str
+    meaning: str
+    form: str = "{:.3f}"
+
+    def show(self, value: float) -> str:
+        return "" if math.isnan(value) else self.form.format(value)
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric(
+            "bits",
+            "bits",
+            "bits/token",
+            "Length of one token's code: which latents are on (log2 of L choose k), 8 bits for each coefficient and "
+            "one more for its sign where it has one; pca_prefix always uses the same components and pays for "
+            "coefficients alone. Blank for codecs.",
+            "{:.0f}",
+        ),
+        Metric(
+            "fvu",
+            "FVU",
+            "share of variance",
+            "Fraction of variance unexplained: squared error over squared distance from the mean, both summed over all "
+            "vectors. 0 is perfect, 1 is no better than the mean. Lower is better.",
+        ),
+        Metric(
+            "dce",
+            "dCE",
+            "nats/token",
+            "Rise of the model's cross-entropy when the site's activations are replaced by their reconstruction, over "
+            "every predicted token: the primary number. Lower is better.",
+        ),
+        Metric(
+            "kl", "KL", "nats/token", "KL divergence from the model's own next-token distribution to the spliced one."
+        ),
+        Metric("l0", "L0", "latents/token", "Mean number of non-zero codes of a token.", "{:.1f}"),
+        Metric(
+            "loss_recovered_mean",
+            "loss recovered, mean",
+            "share",
+            "Share won back of the loss that replacing activations by their mean costs. Never compare it across sites.",
+        ),
+        Metric(
+            "loss_recovered_zero",
+            "loss recovered, zero",
+            "share",
+            "The same against replacing activations by zero. Never compare it across sites.",
+        ),
+        Metric("dead", "dead", "share of latents", "Latents that fired on none of the evaluated tokens.", "{:.1%}"),
+        Metric(
+            "density",
+            "density",
+            "share of tokens",
+            "Share of tokens on which a latent fires, mean over latents.",
+            "{:.2%}",
+        ),
+        Metric(
+            "l2_ratio",
+            "l2 ratio",
+            "ratio",
+            "Length of the reconstruction over that of the vector; below 1 is shrinkage.",
+        ),
+    )
+}

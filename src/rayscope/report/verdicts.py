@@ -1,0 +1,108 @@
+"""Whether rays win at equal bits: every learned dictionary against its rivals, and what is said of it."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from rayscope.report.metrics import METRICS
+from rayscope.report.tables import rows
+
+BASELINES = ("pca_topk", "pca_prefix")
+METHODS = {  # how a baseline's value at as many bits was found: see at_bits
+    "interpolated": "interpolated to as many bits",
+    "nearest": "nearest point, bits within 5%",
+    "fewer": "which has only fewer bits",
+    "more": "which has only more bits",
+    "absent": "not in this evaluation",
+}
+NEAR = 0.05  # bits count as equal within this share, where a curve cannot be interpolated
+
+
+def at_bits(curve: pd.DataFrame, metric: str, bits: float) -> dict:
+    """A baseline at this many bits: value, low, high and how they were found.
+
+    Linear in log bits between the two neighbouring points; past an end of the curve that end, "nearest" if its bits
+    are within 5%, else "fewer" or "more" (the bits it has). Empty where the baseline has no point.
+    """
+    curve = curve.dropna(subset=["bits", metric]).sort_values("bits")
+    if curve.empty:
+        return {}
+    log_bits, log_b = np.log(curve["bits"].to_numpy(float)), math.log(bits)
+    names = {"value": metric, "low": f"{metric}_low", "high": f"{metric}_high"}
+    found = {key: float(np.interp(log_b, log_bits, curve[name].to_numpy(float))) for key, name in names.items()}
+    if log_bits[0] <= log_b <= log_bits[-1]:
+        return found | {"method": "interpolated"}
+    end = math.exp(log_bits[0] if log_b < log_bits[0] else log_bits[-1])
+    near = abs(end / bits - 1) <= NEAR
+    return found | {"method": "nearest" if near else "fewer" if end < bits else "more"}
+
+
+def judge(ours: dict, theirs: dict) -> tuple[str, bool | None]:
+    """(outcome, do the intervals overlap): better, worse, unclear or not comparable; lower is better.
+
+    Without an interval on both sides nothing is claimed. A rival with fewer bits may still win, one with more lose.
+    """
+    limits = [ours["low"], ours["high"], theirs.get("low", math.nan), theirs.get("high", math.nan)]
+    if any(math.isnan(limit) for limit in limits):
+        return ("unclear" if theirs else "not comparable"), None
+    better, worse = ours["high"] < theirs["low"], ours["low"] > theirs["high"]
+    if (theirs["method"] == "fewer" and not worse) or (theirs["method"] == "more" and not better):
+        return "not comparable", not (better or worse)
+    return "better" if better else "worse" if worse else "unclear", not (better or worse)
+
+
+def verdicts(
+    evaluation: pd.DataFrame,
+    against: Sequence[str] = BASELINES,
+    position0: str = "excluded",
+    roles: Sequence[str] = ("rays", "directions"),
+) -> list[dict]:
+    """Every learned dictionary beside every rival family at the same number of bits, in fvu and dce.
+
+    Each is {site, position0, ours, role, k, metric, baseline, bits, value, low, high, baseline_value, baseline_low,
+    baseline_high, overlap, outcome, method}. See `at_bits` for the method and `judge` for the outcome.
+    """
+    table = rows(evaluation)
+    table = table[table["position0"] == position0]
+    found = []
+    for ours in table[table["role"].isin(roles) & (table["bits"] > 0)].to_dict("records"):
+        rivals = table[table["site"] == ours["site"]]
+        for metric in ("fvu", "dce"):
+            mine = {"value": ours[metric], "low": ours[f"{metric}_low"], "high": ours[f"{metric}_high"]}
+            for name in against:
+                theirs = at_bits(rivals[rivals["family"] == name], metric, ours["bits"])
+                outcome, overlap = judge(mine, theirs)
+                found.append(
+                    {key: ours[key] for key in ("site", "position0", "role", "k", "bits")}
+                    | {"ours": ours["dictionary"], "metric": metric, "baseline": name, **mine}
+                    | {f"baseline_{key}": theirs.get(key, math.nan) for key in ("value", "low", "high")}
+                    | {"overlap": overlap, "outcome": outcome, "method": theirs.get("method", "absent")}
+                )
+    return found
+
+
+def answer(found: Sequence[dict]) -> str:
+    """One sentence on whether these dictionaries beat these rivals."""
+    counts = {outcome: sum(row["outcome"] == outcome for row in found) for outcome in ("better", "worse", "unclear")}
+    judged, rest = sum(counts.values()), len(found) - sum(counts.values())
+    if not judged:
+        return "Not answered: nothing to compare at equal bits."
+    for start, word in (("Yes", "better"), ("No", "worse")):
+        if counts[word] == len(found):
+            return f"{start}: {word} in all {len(found)} comparisons at equal bits."
+    parts = [f"{n} {word}" for word, n in counts.items() if n] + ([f"{rest} not comparable"] if rest else [])
+    start = "In part" if counts["better"] else "No"
+    return f"{start}: of {len(found)} comparisons at equal bits, {', '.join(parts)}."
+
+
+def sentence(row: dict) -> str:
+    """One comparison in words."""
+    metric = METRICS[row["metric"]]
+    start = f"{row['ours']} (k = {row['k']:.0f}, {row['bits']:.0f} bits) against {row['baseline']}: "
+    if row["method"] == "absent":
+        return f"{start}not comparable, no {row['baseline']} in this evaluation"
+    note = " (intervals overlap)" if row["overlap"] else " (no interval)" if row["overlap"] is None else ""
+    numbers = f"{metric.heading} {metric.show(row['value'])} against {metric.show(row['baseline_value'])}"
+    return f"{start}{row['outcome']}{note}, {numbers}, {METHODS[row['method']]}"
