@@ -323,6 +323,24 @@ def test_a_finished_run_says_so_and_overwrite_redoes_it(small, copy, capsys, wro
     assert [place.name for place in sorted((copy / "dictionaries").glob("*/*"))] == ["topk", "topk"]
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["k=65"], "k=65 exceeds the 64 latents"),
+        (["sites.patterns=[blocks.1.hook_resid_pots]"], "nearest: blocks.1.hook_resid_post"),
+        (["text.files=gone.txt"], "text.files: no file matches"),
+        (["tokens=10"], "tokens=10 is less than one batch"),
+    ],
+    ids=["k", "site", "text", "tokens"],
+)
+def test_bad_input_with_overwrite_leaves_the_finished_run_as_it_was(wrong, small, copy, capsys, more, said):
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    assert said in wrong("train", *small, *more, "overwrite=true", f"out={copy}")
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+    main(["train", *small, "threads=1", f"out={copy}"])
+    assert "this train is finished already" in capsys.readouterr().err
+
+
 def test_a_folder_with_outputs_of_another_run_is_refused(wrong, small, copy):
     (copy / "config.yaml").unlink()
     assert "holds training.csv of another run" in wrong("train", *small, f"out={copy}")

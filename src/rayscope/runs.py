@@ -2,7 +2,6 @@
 
 import json
 import platform
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import torch
 import yaml
 
 from rayscope import __version__
+from rayscope.backup import Backup
 from rayscope.console import say
 from rayscope.files import write_whole
 
@@ -30,18 +30,21 @@ def run(command: str, config: dict[str, Any], argv: list[str], outputs: list[str
     """The run's folder, to work in. Its configuration and environment are written first, `finished.json` at the end.
 
     They are config.yaml and environment.json of the command that makes a run (demo, train), and bear the command's name
-    before that of one that adds to it. outputs: what the command writes; with overwrite they are removed first. A run that
-    fails before it has written any leaves nothing behind.
+    before that of one that adds to it. outputs: what the command writes; with overwrite they are replaced, and stay beside
+    it, in `.replaced`, until the new run is finished. A run that fails before it has written any leaves the folder as it was.
     Raises Finished where the same run is done, ValueError where the folder holds another configuration or its outputs.
     """
     folder = Path(config["out"])
     prefix = "" if command in ("demo", "train") else f"{command}."
-    record, about, done = (folder / f"{prefix}{name}" for name in ("config.yaml", "environment.json", "finished.json"))
-    if config.get("overwrite"):
-        for path in [record, done, *(folder / name for name in outputs)]:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    records = [f"{prefix}{name}" for name in ("config.yaml", "environment.json", "finished.json")]
+    record, about, done = (folder / name for name in records)
+    backup = Backup(folder, prefix, records, outputs)
     environment = describe(argv)
-    fresh = not record.is_file()
+    if done.is_file():
+        backup.drop()
+    backup.settle()
+    overwrite = bool(config.get("overwrite"))
+    fresh = overwrite or not record.is_file()
     if not fresh:
         difference = differences(yaml.safe_load(record.read_text()), config)
         if difference:
@@ -56,24 +59,29 @@ def run(command: str, config: dict[str, Any], argv: list[str], outputs: list[str
             say(
                 f"{folder}: begun with {before['threads']} threads, going on with {environment['threads']}: not bitwise the same"
             )
-    elif there := [name for name in outputs if (folder / name).exists()]:
+    elif not overwrite and (there := [name for name in outputs if (folder / name).exists()]):
         raise ValueError(f"{folder} holds {there[0]} of another run; give another out=, or overwrite=true to redo it")
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     started = time.monotonic()
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if overwrite:
+            backup.make()
         write_whole(record, yaml.safe_dump(config, sort_keys=False))
         write_whole(about, json.dumps(environment, indent=2))
         yield folder
     except BaseException:
-        if fresh and not any((folder / name).exists() for name in outputs):  # it never began: take its traces away
+        if not backup.settle() and fresh and not backup.begun():  # it never began: take its traces away
             record.unlink(missing_ok=True)
             about.unlink(missing_ok=True)
             for path in made:
                 if path.is_dir() and not any(path.iterdir()):
                     path.rmdir()
+        if backup.replaced.exists():
+            say(f"{folder}: the run before is in {backup.replaced} until this one is finished")
         raise
     write_whole(done, json.dumps({"seconds": round(time.monotonic() - started, 1)}))
+    backup.drop()
 
 
 def describe(argv: list[str]) -> dict[str, Any]:
