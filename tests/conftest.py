@@ -24,6 +24,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory):
         yield folder
 
 
+@pytest.fixture
+def one_thread():
+    """Small operations on two threads wait for each other for seconds where the machine is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def prose(documents: int, seed: int = 0) -> list[str]:
     """Made-up sentences, about 100 words a document; word frequencies fall as in text."""
     rng = random.Random(seed)

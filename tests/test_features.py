@@ -50,15 +50,7 @@ class Place:
 
 SITE = Place()
 TOKENIZER = SimpleNamespace(decode=lambda ids, clean_up_tokenization_spaces: "".join(f"<{i}>" for i in ids))
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small operations on two threads wait for each other for seconds where the machine is busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def batches_of(current_N, previous_N, x_ND, size=500):

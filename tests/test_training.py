@@ -16,14 +16,7 @@ from rayscope.training_log import EDGES, TrainingLog, histogram
 
 RESID, MLP = "blocks.1.hook_resid_post", "blocks.1.mlp.hook_post"
 STEPS, BATCH = 40, 64
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make(name: str, width: int):
