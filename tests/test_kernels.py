@@ -1,12 +1,13 @@
-"""The k-sparse step against dense PyTorch. N vectors, D width, L latents, M pairs, A dead latents."""
+"""The k-sparse step against dense PyTorch. N vectors, D width, L latents, M pairs."""
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rayscope.dictionaries import kernels
-from rayscope.dictionaries.kernels import Plan, choose_by_batch, choose_by_vector, gather_dot, largest, sparse_decode
+from rayscope.dictionaries import native
+from rayscope.dictionaries.kernels import Plan, gather_dot, sparse_decode
+from rayscope.dictionaries.selection import choose_by_vector
 
 
 def randn(*shape, seed=0, dtype=torch.float64):
@@ -55,46 +56,13 @@ def test_x_that_asks_for_a_gradient_is_refused():
         gather_dot(randn(5, 3).requires_grad_(), randn(7, 3), randn(7), randn(3), ragged_plan())
 
 
-@pytest.mark.parametrize("signed", [False, True])
-def test_choice_by_vector_is_topk_of_the_dense_matrix(signed, monkeypatch):
-    monkeypatch.setattr(kernels, "CHUNK", 8)  # 21 vectors: two whole chunks and a part
-    x_ND, W_LD, b_L = randn(21, 6), randn(30, 6, seed=1), randn(30, seed=2)
-    dead_A = torch.tensor([3, 4, 11, 12, 19, 29])
-    plan, dead_plan = choose_by_vector(x_ND, W_LD, b_L, 4, signed, dead_A, 2)
-    pre_NL = x_ND @ W_LD.T + b_L
-    size_NL = pre_NL.abs() if signed else pre_NL
-    assert plan.indices_M.view(21, 4).sort().values.equal(size_NL.topk(4).indices.sort().values)
-    expected = dead_A[size_NL[:, dead_A].topk(2).indices].sort().values
-    assert dead_plan.indices_M.view(21, 2).sort().values.equal(expected)
-    _, all_dead = choose_by_vector(x_ND, W_LD, b_L, 4, signed, dead_A, 50)
-    assert all_dead.indices_M.view(21, 6).equal(dead_A.expand(21, 6))
-    assert choose_by_vector(x_ND, W_LD, b_L, 4, signed, dead_A[:0], 50)[1] is None
-
-
-@pytest.mark.parametrize("hint", [0.0, 0.5, 100.0])
-def test_choice_by_batch_is_topk_of_the_flattened_matrix(hint, monkeypatch):
-    monkeypatch.setattr(kernels, "CHUNK", 8)
-    x_ND, W_LD, b_L = randn(21, 6), randn(30, 6, seed=1), randn(30, seed=2)
-    plan, dead_plan = choose_by_batch(x_ND, W_LD, b_L, 21 * 3, hint, torch.tensor([1, 2, 3]), 2)
-    pre_NL = x_ND @ W_LD.T + b_L
-    expected = pre_NL.flatten().topk(63).indices.sort().values
-    assert (plan.rows_M * 30 + plan.indices_M).equal(expected)
-    assert len(dead_plan) == 21 * 2  # once each, although a hint that is too high reads the batch twice
-    positions, values = largest(x_ND, W_LD, b_L, 10**6, hint)
-    assert len(positions) == (pre_NL > 0).sum()
-    torch.testing.assert_close(values, pre_NL.flatten()[positions])
-
-
-@pytest.mark.skipif(not kernels.bfloat16_pays(torch.zeros(2048, 256)), reason="no bfloat16 products on this CPU")
-def test_choice_in_bfloat16_is_nearly_the_exact_one():
-    x_ND, W_LD, b_L = (randn(*s, seed=i, dtype=torch.float32) for i, s in enumerate([(600, 256), (2048, 256), (2048,)]))
-    none = torch.zeros(0, dtype=torch.int64)
-    fast, _ = choose_by_vector(x_ND, W_LD, b_L, 8, False, none, 0)
-    exact, _ = choose_by_vector(x_ND, W_LD, b_L, 8, False, none, 0, exact=True)
-    pre_NL = x_ND @ W_LD.T + b_L
-    assert exact.indices_M.view(-1, 8).sort().values.equal(pre_NL.topk(8).indices.sort().values)
-    fast_sum, exact_sum = (pre_NL.gather(1, plan.indices_M.view(-1, 8)).sum() for plan in (fast, exact))
-    assert fast_sum > 0.999 * exact_sum
+def test_pairs_in_float32_are_those_of_pytorch(monkeypatch):
+    """130 numbers a row: two whole pieces of 64 and a part."""
+    x_ND, W_LD, plan = randn(5, 130, dtype=torch.float32), randn(7, 130, seed=1, dtype=torch.float32), ragged_plan()
+    expected_M = (x_ND[plan.rows_M].double() * W_LD[plan.indices_M].double()).sum(1).float()
+    torch.testing.assert_close(plan.dots(x_ND, W_LD), expected_M)
+    monkeypatch.setattr(native, "library", lambda: None)
+    torch.testing.assert_close(plan.dots(x_ND, W_LD), expected_M)
 
 
 def test_a_step_repeats_bitwise():
@@ -105,7 +73,7 @@ def test_a_step_repeats_bitwise():
     runs = []
     for _ in range(3):
         W_LD, b_L, c_D = parameters
-        plan, _ = choose_by_vector(x_ND - c_D.detach(), W_LD, b_L, 8, False, torch.zeros(0, dtype=torch.int64), 0)
+        plan = choose_by_vector(x_ND - c_D.detach(), W_LD, b_L, 8, False)
         x_hat_ND = sparse_decode(F.relu(gather_dot(x_ND, W_LD, b_L, c_D, plan)), W_LD, plan)
         runs.append(torch.autograd.grad((x_ND - x_hat_ND).square().sum(), parameters))
         torch.randn(1000, 1000) @ torch.randn(1000, 100)  # other work between

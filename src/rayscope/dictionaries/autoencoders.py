@@ -7,19 +7,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rayscope.dictionaries.kernels import Plan, choose_by_batch, choose_by_vector, largest
+from rayscope.dictionaries.kernels import Plan
 from rayscope.dictionaries.learned import Learned, full_precision
+from rayscope.dictionaries.selection import above, choose_by_batch, choose_by_vector, largest, largest_in_rows
 
 
 class ByVector(Learned):
     """k latents of every vector, by pre (rays) or |pre| (signed)."""
 
-    def choose(self, centred_ND: Tensor, dead_A: Tensor) -> tuple[Plan, Plan | None]:
-        return choose_by_vector(centred_ND, self.W_enc_LD, self.b_enc_L, self.k, self.signed, dead_A, self.auxk)
+    def choose(self, centred_ND: Tensor) -> Plan:
+        return choose_by_vector(centred_ND, self.W_enc_LD, self.b_enc_L, self.k, self.signed, self.exact_choice)
 
-    def entries(self, pre_CL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        indices_Ck = (pre_CL.abs() if self.signed else pre_CL).topk(self.k).indices
-        values_Ck = pre_CL.gather(1, indices_Ck)
+    def entries(self, products_CL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        indices_Ck = largest_in_rows(products_CL, self.b_enc_L.detach(), self.k, self.signed)
+        values_Ck = products_CL.gather(1, indices_Ck) + self.b_enc_L[indices_Ck]
         kept_Ck = values_Ck != 0 if self.signed else values_Ck > 0
         return kept_Ck.sum(1), indices_Ck[kept_Ck], values_Ck[kept_Ck]
 
@@ -60,16 +61,17 @@ class BatchTopK(Learned):
         self.register_buffer("threshold_mean", torch.zeros((), dtype=torch.float64))
         self.register_buffer("threshold_steps", torch.zeros((), dtype=torch.int64))
 
-    def choose(self, centred_ND: Tensor, dead_A: Tensor) -> tuple[Plan, Plan | None]:
+    def choose(self, centred_ND: Tensor) -> Plan:
         count = len(centred_ND) * self.k
-        return choose_by_batch(centred_ND, self.W_enc_LD, self.b_enc_L, count, self._hint(), dead_A, self.auxk)
+        return choose_by_batch(centred_ND, self.W_enc_LD, self.b_enc_L, count, self._hint(), self.exact_choice)
 
     def _hint(self) -> float:
         return 0.8 * self.threshold.item()
 
-    def entries(self, pre_CL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        kept_CL = pre_CL > self.threshold.clamp_min(0)
-        return kept_CL.sum(1), kept_CL.nonzero()[:, 1], pre_CL[kept_CL]
+    def entries(self, products_CL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        floor = max(self.threshold.item(), 0.0)
+        counts_C, places, values = above(products_CL, self.b_enc_L.detach(), floor)
+        return counts_C, places % self.latents, values
 
     @torch.no_grad()
     def _observe(self, plan: Plan, values_M: Tensor, vectors: int, fvu: Tensor) -> None:

@@ -1,14 +1,13 @@
-"""The k-sparse step: which latents, then their exact values, the decode, and both gradients, without an [N, L] tensor.
+"""The k-sparse step: the exact values of chosen latents, the decode, and both gradients, without an [N, L] tensor.
 
-N vectors, C vectors of a chunk, D site width, L latents, M chosen (vector, latent) pairs, A dead latents.
+N vectors, D site width, L latents, M chosen (vector, latent) pairs.
 
-The choice needs no gradient: it is made in chunks, in bfloat16 where that pays. The values of the M pairs are then
-computed again in full precision, so only the choice is ever approximate. Both weight gradients are sums over the
-vectors that chose a latent: one stable sort of the pairs by latent (`Plan`) serves them all. Every sum has one fixed
-order, so a step gives the same bits whenever it is repeated with the same number of threads.
+selection.py chooses the pairs, perhaps in bfloat16; their values are computed here in full precision, so only the choice
+is ever approximate. Both weight gradients are sums over the vectors that chose a latent: one stable sort of the pairs by
+latent (`Plan`) serves them all. Every sum has one fixed order, so a step gives the same bits whenever it is repeated with
+the same number of threads. Each function reads M rows of D numbers: 2 M D FLOP, 4 M D bytes.
 """
 
-from collections.abc import Iterator
 from functools import cached_property
 
 import torch
@@ -16,8 +15,7 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 from torch.nn import functional as F
 
-CHUNK = 512  # vectors whose pre-activations exist at one time
-FAST_SIZE = 2**18  # width * latents from which casting the weights to bfloat16 costs less than it saves
+from rayscope.dictionaries import native
 
 
 class Plan:
@@ -54,12 +52,16 @@ class Plan:
         return order_M, self.rows_M[order_M], F.pad(counts_L.cumsum(0), (1, 0))
 
     def dots(self, x_ND: Tensor, W_LD: Tensor) -> Tensor:
-        """x_n . W_l of every pair: the kernel behind embedding_bag's gradient for its weights, which copies no row."""
+        """x_n . W_l of every pair; without select.c by the kernel behind embedding_bag's gradient for its weights."""
         if len(self) == 0:
             return x_ND.new_zeros(0)
-        return torch.ops.aten._embedding_bag_per_sample_weights_backward(
-            x_ND.contiguous(), W_LD.contiguous(), self.indices_M, self.offsets, self.rows_M, 0
-        )
+        x_ND, W_LD = x_ND.contiguous(), W_LD.contiguous()
+        dots_M = native.dots_of_pairs(x_ND, W_LD, self.indices_M, self.offsets)
+        if dots_M is None:
+            dots_M = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+                x_ND, W_LD, self.indices_M, self.offsets, self.rows_M, 0
+            )
+        return dots_M
 
     def sum_by_vector(self, values_M: Tensor, W_LD: Tensor) -> Tensor:
         """(N, D): z @ W."""
@@ -139,122 +141,3 @@ def gather_dot(x_ND: Tensor, W_LD: Tensor, b_L: Tensor, centre_D: Tensor, plan: 
 def sparse_decode(values_M: Tensor, W_LD: Tensor, plan: Plan) -> Tensor:
     """(N, D): z @ W of the sparse z that a plan and its values make, with gradients to both."""
     return _SparseDecode.apply(values_M, W_LD, plan)  # type: ignore[return-value]
-
-
-def bfloat16_pays(W_LD: Tensor) -> bool:
-    """Whether choosing in bfloat16 is faster here: a CPU with AVX512-bf16 or AMX (or a GPU), and enough weights."""
-    if W_LD.dtype != torch.float32 or W_LD.numel() < FAST_SIZE:
-        return False
-    if W_LD.device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if W_LD.device.type != "cpu" or not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
-        return False
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-def preactivations(centred_ND: Tensor, W_LD: Tensor, b_L: Tensor, exact: bool = True) -> Iterator[tuple[int, Tensor]]:
-    """Yields (first vector, pre_CL = centred @ W.T + b) by chunks, without gradient; their memory is reused.
-
-    `exact` False allows bfloat16 products, good enough to choose by.
-    """
-    x_ND, W_LD, b_L = centred_ND.detach(), W_LD.detach(), b_L.detach()
-    if not exact and bfloat16_pays(W_LD):
-        W_bf, b_bf = W_LD.bfloat16(), b_L.bfloat16()
-        pre_CL = x_ND.new_empty(min(CHUNK, len(x_ND)), len(W_LD))
-        for start in range(0, len(x_ND), CHUNK):
-            chunk_CD = x_ND[start : start + CHUNK].bfloat16()
-            yield start, pre_CL[: len(chunk_CD)].copy_(F.linear(chunk_CD, W_bf, b_bf))
-        return
-    pre_CL = x_ND.new_empty(min(CHUNK, len(x_ND)), len(W_LD))
-    for start in range(0, len(x_ND), CHUNK):
-        chunk_CD = x_ND[start : start + CHUNK]
-        yield start, torch.addmm(b_L, chunk_CD, W_LD.T, out=pre_CL[: len(chunk_CD)])
-
-
-class _DeadCandidates:
-    """The `auxk` dead latents with the largest pre-activations of every vector, chunk by chunk."""
-
-    def __init__(self, dead_A: Tensor, auxk: int, signed: bool):
-        self.dead_A, self.auxk, self.signed = dead_A, min(auxk, len(dead_A)), signed
-        self.chunks: list[Tensor] = []
-
-    def take(self, pre_CL: Tensor) -> None:
-        if self.auxk == 0:
-            return
-        if self.auxk == len(self.dead_A):
-            self.chunks.append(self.dead_A.expand(len(pre_CL), -1))
-            return
-        pre_CA = pre_CL.index_select(1, self.dead_A)
-        self.chunks.append(
-            self.dead_A[(pre_CA.abs_() if self.signed else pre_CA).topk(self.auxk, sorted=False).indices]
-        )
-
-    def plan(self, latents: int) -> Plan | None:
-        return Plan.of_rows(torch.cat(self.chunks), latents) if self.chunks else None
-
-
-def choose_by_vector(
-    centred_ND: Tensor, W_LD: Tensor, b_L: Tensor, k: int, signed: bool, dead_A: Tensor, auxk: int, exact: bool = False
-) -> tuple[Plan, Plan | None]:
-    """The k largest pre (signed: |pre|) of every vector; of the dead latents the auxk largest (None: none is dead)."""
-    chosen, dead = [], _DeadCandidates(dead_A, auxk, signed)
-    for _, pre_CL in preactivations(centred_ND, W_LD, b_L, exact):
-        dead.take(pre_CL)
-        chosen.append((pre_CL.abs_() if signed else pre_CL).topk(k, sorted=False).indices)
-    return Plan.of_rows(torch.cat(chosen), len(W_LD)), dead.plan(len(W_LD))
-
-
-def choose_by_batch(
-    centred_ND: Tensor,
-    W_LD: Tensor,
-    b_L: Tensor,
-    count: int,
-    hint: float,
-    dead_A: Tensor,
-    auxk: int,
-    exact: bool = False,
-) -> tuple[Plan, Plan | None]:
-    """The `count` largest positive pre of the whole batch (all, where fewer are positive); dead ones as above."""
-    dead = _DeadCandidates(dead_A, auxk, signed=False)
-    positions_M, _ = largest(centred_ND, W_LD, b_L, count, hint, exact, dead)
-    return Plan.of_positions(positions_M, len(centred_ND), len(W_LD)), dead.plan(len(W_LD))
-
-
-def largest(
-    centred_ND: Tensor,
-    W_LD: Tensor,
-    b_L: Tensor,
-    count: int,
-    hint: float = 0.0,
-    exact: bool = True,
-    dead: _DeadCandidates | None = None,
-) -> tuple[Tensor, Tensor]:
-    """(positions n * L + l in rising order, values) of the `count` largest positive pre-activations of the batch.
-
-    Candidates above a floor are kept; whenever there are over 2 * count the largest count stay and the floor rises to
-    their least. It starts at `hint`, a guess that only saves time: where fewer than count exceed it, it starts at 0.
-    """
-    floor, positions, values, held = max(hint, 0.0), [], [], 0
-    if dead is not None:
-        dead.chunks.clear()
-    for start, pre_CL in preactivations(centred_ND, W_LD, b_L, exact):
-        if dead is not None:
-            dead.take(pre_CL)
-        flat = pre_CL.flatten()
-        found = (flat > floor).nonzero()[:, 0]
-        positions.append(found + start * len(W_LD))
-        values.append(flat[found])
-        held += len(found)
-        if held > 2 * count:
-            kept_positions, kept_values = _prune(torch.cat(positions), torch.cat(values), count)
-            positions, values, held, floor = [kept_positions], [kept_values], count, kept_values.min().item()
-    if held < count and hint > 0:
-        return largest(centred_ND, W_LD, b_L, count, 0.0, exact, dead)
-    return _prune(torch.cat(positions), torch.cat(values), count)
-
-
-def _prune(positions_M: Tensor, values_M: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    if len(values_M) <= count:
-        return positions_M, values_M
-    kept = values_M.topk(count, sorted=False).indices.sort().values
-    return positions_M[kept], values_M[kept]

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rayscope.dictionaries.auxk import auxk_error
 from rayscope.dictionaries.base import Codes, Dictionary
-from rayscope.dictionaries.kernels import Plan, gather_dot, preactivations, sparse_decode
+from rayscope.dictionaries.kernels import Plan, gather_dot, sparse_decode
+from rayscope.dictionaries.selection import products
 
 DECODERS = ("learned", "frozen")
 
@@ -29,6 +31,7 @@ class Learned(Dictionary):
         "counted",
         "dead_window",
     )  # state of a checkpoint, not of a saved dictionary
+    exact_choice: bool = False  # choose in full precision even where bfloat16 pays
     last: dict[str, Tensor]
     scale: Tensor
     silent_L: Tensor
@@ -89,12 +92,12 @@ class Learned(Dictionary):
         """Silent for at least dead_window tokens."""
         return self.silent_L >= self.dead_window
 
-    def choose(self, centred_ND: Tensor, dead_A: Tensor) -> tuple[Plan, Plan | None]:
-        """Which latents each vector uses in training, and which of the dead ones reconstruct its residual."""
+    def choose(self, centred_ND: Tensor) -> Plan:
+        """Which latents each vector uses in training."""
         raise AttributeError(f"{type(self).__name__} defines no choose")
 
-    def entries(self, pre_CL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(codes of each vector, their latents, their values in scaled units), exactly, from a chunk's pre."""
+    def entries(self, products_CL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(number of each vector's codes, their latents, their values in scaled units), from a chunk's pre - b_enc."""
         raise AttributeError(f"{type(self).__name__} defines no entries")
 
     @torch.no_grad()
@@ -103,8 +106,8 @@ class Learned(Dictionary):
         self.check(x_ND)
         counts, indices, values = [], [], []
         with full_precision(x_ND):
-            for _, pre_CL in preactivations(self._centred(x_ND), self.W_enc_LD, self.b_enc_L):
-                for part, found in zip((counts, indices, values), self.entries(pre_CL), strict=True):
+            for _, products_CL in products(self._centred(x_ND), self.W_enc_LD, exact=True):
+                for part, found in zip((counts, indices, values), self.entries(products_CL), strict=True):
                     part.append(found)
         if not counts:
             none = torch.zeros(0, dtype=torch.int64, device=x_ND.device)
@@ -139,18 +142,15 @@ class Learned(Dictionary):
         with full_precision(x_ND):
             x_ND = x_ND.detach().to(self.b_dec_D.dtype) * self.scale
             dead_A = self.dead_L.nonzero()[:, 0]
-            few = len(dead_A) <= 4 * self.auxk  # then [N, A] is small, and its matmuls faster than sparse sums
-            plan, dead_plan = self.choose(x_ND - self.b_dec_D.detach(), dead_A[:0] if few else dead_A)
+            plan = self.choose(x_ND - self.b_dec_D.detach())
             values_M = self._values(x_ND, plan)
             residual_ND = x_ND - (sparse_decode(values_M, self.W_dec_LD, plan) + self.b_dec_D)
             losses = {"reconstruction": residual_ND.square().sum() / _spread(x_ND), "auxk": x_ND.new_zeros(())}
             if len(dead_A) and self.auxk:
                 e_ND = residual_ND.detach()
-                if dead_plan is None:
-                    e_hat_ND = self._decode_few(x_ND, dead_A)
-                else:
-                    e_hat_ND = sparse_decode(self._values(x_ND, dead_plan), self.W_dec_LD, dead_plan)
-                losses["auxk"] = self.auxk_coefficient * (e_ND - e_hat_ND).square().sum() / _spread(e_ND)
+                parameters = self.W_enc_LD, self.b_enc_L, self.b_dec_D, self.W_dec_LD
+                error = auxk_error(*parameters, dead_A, x_ND, e_ND, self.auxk, self.signed)
+                losses["auxk"] = self.auxk_coefficient * error / _spread(e_ND)
         self._observe(plan, values_M.detach(), len(x_ND), losses["reconstruction"].detach())
         return losses
 
@@ -160,16 +160,6 @@ class Learned(Dictionary):
     def _values(self, x_ND: Tensor, plan: Plan) -> Tensor:
         pre_M = gather_dot(x_ND, self.W_enc_LD, self.b_enc_L, self.b_dec_D, plan)
         return pre_M if self.signed else pre_M.relu()
-
-    def _decode_few(self, x_ND: Tensor, dead_A: Tensor) -> Tensor:
-        """(N, D): decode of the auxk largest among the A dead latents, densely."""
-        W_enc_AD, W_dec_AD = self.W_enc_LD.index_select(0, dead_A), self.W_dec_LD.index_select(0, dead_A)
-        pre_NA = (x_ND - self.b_dec_D) @ W_enc_AD.T + self.b_enc_L.index_select(0, dead_A)
-        z_NA = pre_NA if self.signed else pre_NA.relu()
-        if len(dead_A) > self.auxk:
-            chosen = (pre_NA.abs() if self.signed else pre_NA).detach().topk(self.auxk, sorted=False).indices
-            z_NA = z_NA * torch.zeros_like(z_NA).scatter_(1, chosen, 1)
-        return z_NA @ W_dec_AD
 
     @torch.no_grad()
     def _observe(self, plan: Plan, values_M: Tensor, vectors: int, fvu: Tensor) -> None:
