@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from rayscope.console import say
+from rayscope.memory import keep_freed_memory
 from rayscope.overrides import check
 from rayscope.runs import Finished, run
 
@@ -169,6 +170,7 @@ def stdout():
 def perform(command: str, argv: list[str], config: DictConfig) -> None:
     function, outputs = COMMANDS[command]
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    keep_freed_memory()
     try:
         if config.threads is not None:
             set_threads(config.threads)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from rayscope.sites import Site
 
@@ -100,7 +101,7 @@ class LanguageModel:
             x = site(layer, "hook_resid_pre", x)
             x = x + site(layer, "hook_attn_out", block.attn(block.ln_1(x))[0])
             x = site(layer, "hook_resid_mid", x)
-            post = site(layer, "mlp.hook_post", block.mlp.act(block.mlp.c_fc(block.ln_2(x))))
+            post = site(layer, "mlp.hook_post", gelu(block.mlp.act, block.mlp.c_fc(block.ln_2(x))))
             x = x + site(layer, "hook_mlp_out", block.mlp.c_proj(post))
             x = site(layer, "hook_resid_post", x)
         return x
@@ -132,6 +133,13 @@ class LanguageModel:
 
         network = copy.deepcopy(self.network)
         return TransformerBridge.boot_transformers(self.name, hf_model=network, tokenizer=self.tokenizer)
+
+
+def gelu(module: Any, x: Tensor) -> Tensor:
+    """The MLP's own activation; in bfloat16, GPT-2's tanh form of gelu by one kernel instead of transformers' eight."""
+    if x.dtype == torch.bfloat16 and type(module).__name__ == "NewGELUActivation":
+        return F.gelu(x, approximate="tanh")
+    return module(x)
 
 
 def load(name: str, device: str = "cpu", revision: str | None = None, context: int | None = None) -> LanguageModel:
