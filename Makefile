@@ -1,9 +1,9 @@
-# demo · test · check · wheel-check: each installs what it needs into .venv first.
+# demo · test · check · bench · wheel-check: each installs what it needs into .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test check wheel-check clean
+.PHONY: demo test check bench wheel-check clean
 
 demo: $(INSTALLED)
 	$(BIN)/rayscope demo
@@ -16,6 +16,10 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
 	$(BIN)/python -m pytest
+
+# Every part; the peers' environments are installed where they are not there yet. One part: rayscope benchmark step
+bench: $(INSTALLED)
+	$(BIN)/python scripts/benchmark.py
 
 # A wheel in a clean environment, run outside the repository.
 wheel-check: $(INSTALLED)

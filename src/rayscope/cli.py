@@ -1,4 +1,4 @@
-"""rayscope demo|train|evaluate|features|sites|report [key=value ...]: compose, instantiate, run. With overrides.py, all that knows hydra."""
+"""rayscope demo|train|evaluate|features|sites|report|benchmark [key=value ...]: compose, instantiate, run. With overrides.py, all that knows hydra."""
 
 import errno
 import os
@@ -85,6 +85,14 @@ def sites(config: DictConfig, folder: Path | None) -> None:
         print(f"{site.hook}\t{site.width}")
 
 
+def benchmark(config: DictConfig, folder: Path) -> None:
+    from rayscope.benchmarks import running
+
+    options: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    path = running.run(**options, show=lambda table: print(table, end="\n\n", flush=True))
+    say(f"benchmark: {path}")
+
+
 def demo(config: DictConfig, folder: Path) -> None:
     train(config, folder)
     unmeasured = [name for name in ("token_features.csv", "evaluation.csv") if not (folder / name).is_file()]
@@ -101,6 +109,7 @@ COMMANDS: dict[str, tuple[Callable[[DictConfig, Any], None], list[str] | None]] 
     "features": (features, FEATURES),
     "report": (report, None),
     "sites": (sites, None),
+    "benchmark": (benchmark, None),
 }
 
 
@@ -220,6 +229,8 @@ def main(argv: list[str] | None = None) -> None:
         raise Wrong(
             f"no command {command!r}; {'nearest: ' + ', '.join(near) if near else 'there are ' + ', '.join(COMMANDS)}"
         )
+    if command == "benchmark":
+        rest = parts_by_name(rest)
     flags = [arg for arg in rest if arg.startswith("-")]
     if set(flags) <= {"-m", "--multirun"}:
         overrides = [arg for arg in rest if not arg.startswith("-")]
@@ -230,6 +241,12 @@ def main(argv: list[str] | None = None) -> None:
             raise Wrong(str(error)) from None
 
     call_hydra(command, [f"rayscope {command}", *rest], lambda config: perform(command, argv, config))
+
+
+def parts_by_name(arguments: list[str]) -> list[str]:
+    """`benchmark step many rounds=3` -> `benchmark parts=[step,many] rounds=3`."""
+    words = [arg for arg in arguments if "=" not in arg and not arg.startswith("-")]
+    return [*([f"parts=[{','.join(words)}]"] if words else []), *(arg for arg in arguments if arg not in words)]
 
 
 def call_hydra(command: str, argv: list[str], task: Callable[[DictConfig], None]) -> None:

@@ -1,0 +1,8 @@
+"""rayscope benchmark, as a script."""
+
+from rayscope.cli import main
+
+if __name__ == "__main__":
+    import sys
+
+    main(["benchmark", *sys.argv[1:]])

@@ -1,0 +1,1 @@
+"""Ours and the peers' on one machine, by turns: what `rayscope benchmark` runs."""

@@ -1,0 +1,205 @@
+"""The parts of the benchmark: what each races, against what, and under which names its limits are asked for."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from rayscope.benchmarks.bench import Bench
+from rayscope.benchmarks.planted import planted_rays, save_random_gpt2
+from rayscope.benchmarks.race import Contender, Result, total
+
+FOREVER = 10_000  # steps of a schedule that no race comes to the end of
+STEPS = {"sparsify": ["topk"], "dictionary_learning": ["topk", "batchtopk"], "saelens": ["topk", "batchtopk"]}
+
+
+def both(bench: Bench, name: str, script: str, peer: str, **options: Any) -> list[Contender]:
+    """A peer at its defaults, and with bfloat16 autocast: its own option where it has one, else put around it."""
+    return [
+        bench.contender(name + label, script, peer, autocast=autocast, **options)
+        for label, autocast in (("", False), (" autocast", True))
+    ]
+
+
+def step(bench: Bench) -> None:
+    """A training step of one dictionary: losses, backward, clip, Adam."""
+    size = bench.size
+    common = planted(bench, size["vectors"]) | {"steps": size["steps"]}
+    common |= {"lr": None, "total_steps": FOREVER, "held_out": 0}
+
+    def ours(name: str, kind: str, **own: Any) -> Contender:
+        options = {**common, "ks": [size["k"]], "auxk": None, "dead": 0.0, **own}
+        return bench.contender(name, "rayscope_step", kind=kind, **options)
+
+    reference = {kind: ours(kind, kind) for kind in ("topk", "abstopk", "batchtopk")}
+    auxk = ours("topk auxk firing", "topk", dead=size["dead"], auxk=size["auxk"])
+    pieces = bench.contender("pieces", "rayscope_pieces", k=size["k"], **common)
+    mine = bench.race([*reference.values(), auxk, pieces])
+    bench.compare(mine, "topk")
+    bench.check("peak MB of topk beside the data", beside(mine["topk"], size["vectors"] * size["width"] * 4))
+    for name, seconds in mine["pieces"].facts.get("pieces", {}).items():
+        bench.check(f"piece: {name}, seconds", seconds)
+    for peer in [peer for peer in STEPS if peer in bench.peers]:
+        for kind in STEPS[peer]:
+            rivals = both(bench, f"{peer} {kind}", f"{peer}_step", peer, kind=kind, k=size["k"], **common)
+            bench.compare(bench.race([reference[kind], *rivals]), kind)
+
+
+def harvest(bench: Bench) -> None:
+    """Tokens through the model to one site, without and with what else a pass can read."""
+    size, common, layer = bench.size, gpt2(bench), bench.size["layer"]
+    sites = [f"blocks.{layer - i}.hook_resid_pre" for i in range(4)][::-1]
+    for context in size["contexts"]:
+        rows = size["tokens"] // context
+        options = {**common, "context": context, "rows": rows, "layer": layer, "units": rows * context}
+        options["steps"] = size["steps"]
+
+        def ours(precision: str, read: list[str], label: str, options: dict = options) -> Contender:
+            return bench.contender(
+                f"{label} {options['context']}", "rayscope_harvest", precision=precision, sites=read,
+                compare=len(read) == 1, **options,
+            )  # fmt: skip
+
+        bare = [
+            bench.contender(f"bare {label} {context}", "bare_harvest", autocast=label == "bf16", **options)
+            for label in ("bf16", "fp32")
+        ]
+        lens = [
+            bench.contender(
+                f"transformer_lens {label} {context}", "transformer_lens_harvest", "transformer_lens",
+                autocast=label == "autocast", sites=sites[-1:], **options,
+            )
+            for label in ("fp32", "autocast")
+        ]  # fmt: skip
+        mine = [ours("bf16", sites[-1:], "bf16"), ours("bf16", sites, "bf16 4 sites"), ours("fp32", sites[-1:], "fp32")]
+        raced = bench.race([*mine, *bare, *lens])
+        bench.compare(raced, {name: f"bf16 {context}" for name in raced} | {f"bare fp32 {context}": f"fp32 {context}"})
+        for precision in ("bf16", "fp32"):
+            error = raced[f"{precision} {context}"].facts.get("relative_error")
+            bench.check(f"relative error of {precision} {context} to fp32 hidden states", error)
+
+
+def pipeline(bench: Bench) -> None:
+    """Text rows -> harvest -> shuffle -> training step, in trained tokens."""
+    size = bench.size
+    common = gpt2(bench) | streamed(size) | {"ks": [size["k"]], "sites": [f"blocks.{size['layer']}.hook_resid_pre"]}
+    mine = [
+        bench.contender(name, "rayscope_pipeline", precision=name, steps=cycle(size), **common)
+        for name in ("bf16", "fp32")
+    ]
+    rivals = both(bench, "saelens", "saelens_pipeline", "saelens", steps=size["steps"], **common)
+    raced = bench.race([*mine, *rivals])
+    bench.compare(raced, "bf16")
+    bench.check("share of time outside model and step", raced["bf16"].facts.get("outside"))
+
+
+def many(bench: Bench) -> None:
+    """Several dictionaries at two sites on one stream, against a run each, and against what cannot be shared."""
+    size = bench.size
+    sites = [f"blocks.{size['layer'] - 1}.hook_resid_pre", f"blocks.{size['layer']}.hook_resid_pre"]
+    common = gpt2(bench) | streamed(size) | {"precision": "bf16"}
+
+    def run(name: str, sites: list[str], ks: list) -> Contender:
+        return bench.contender(name, "rayscope_pipeline", sites=sites, ks=ks, steps=cycle(size), **common)
+
+    separate = [run(f"k {k} at {site}", [site], [k]) for site in sites for k in size["ks"]]
+    rows = max(1, -(-size["batch"] // (size["context"] - 1)))
+    share = size["batch"] / (rows * (size["context"] - 1))  # a batch's of what is harvested at one time
+    harvested = bench.contender(
+        "harvest", "rayscope_harvest", sites=sites, compare=False,
+        **{**common, "rows": rows, "units": rows * (size["context"] - 1)},
+    )  # fmt: skip
+    steps = bench.contender(
+        "steps", "rayscope_step", kind="topk", ks=list(size["ks"]) * len(sites), auxk=None, dead=0.0, lr=None,
+        held_out=0, total_steps=FOREVER, units=size["batch"], **planted(bench, size["vectors"]),
+    )  # fmt: skip
+    raced = bench.race([run("together", sites, list(size["ks"])), *separate, harvested, steps])
+    sums = {
+        "separate runs": total("separate runs", [raced[one.name] for one in separate]),
+        "harvest + steps": total("harvest + steps", [raced["steps"], raced["harvest"]], [1.0, share]),
+    }
+    bench.compare({**raced, **sums}, dict.fromkeys(sums, "together"))
+
+
+def evaluation(bench: Bench) -> None:
+    """Held-out vectors encoded, and encoded with the metrics of `rayscope evaluate` but splicing."""
+    size = bench.size
+    common = planted(bench, size["vectors"]) | {"k": size["k"], "context": size["context"], "held_out": 0}
+    common |= {"units": size["batch"] // size["context"] * size["context"], "steps": size["steps"]}
+    names = {"encode": False, "encode and measure": True}
+    raced = bench.race([bench.contender(n, "rayscope_evaluation", measure=m, **common) for n, m in names.items()])
+    bench.compare(raced, "encode")
+
+
+def quality(bench: Bench) -> None:
+    """FVU on the same held-out vectors after the same tokens, at the best of several learning rates of each side."""
+    size = bench.size
+    common = planted(bench, size["vectors"] + size["held_out"], held_out=size["held_out"])
+    common |= {"k": size["k"], "steps": size["steps"], "total_steps": size["steps"], "kind": "topk"}
+    own: dict[str, Any] = {"ks": [size["k"]], "auxk": None, "dead": 0.0}
+    sides: dict[str, tuple[str, str | None, dict[str, Any]]] = {
+        "topk": ("rayscope_step", None, own),
+        "topk fp32 selection": ("rayscope_step", None, {**own, "kind": "topk_exact"}),
+        **{peer: (f"{peer}_step", peer, {"autocast": False}) for peer in STEPS},
+    }
+    best: dict[str, list[float]] = {}
+    for side, (script, peer, more) in sides.items():
+        rates = size["rates"][side.removesuffix(" fp32 selection")]
+        for lr in rates if peer is None or peer in bench.peers else []:
+            one = bench.contender(f"{side} lr {lr:g}", script, peer, **{**common, **more, "lr": lr})
+            raced = bench.race([one], rounds=1, warm_up=False)
+            bench.compare(raced, lr=lr)
+            if (fvu := raced[one.name].facts.get("fvu")) is not None:
+                best.setdefault(side, []).append(fvu)
+    lowest = {side: min(found) for side, found in best.items()}
+    for side, fvu in lowest.items():
+        bench.check(f"best fvu of {side}", fvu)
+    theirs = [fvu for side, fvu in lowest.items() if side in STEPS]
+    if theirs and "topk" in lowest:
+        bench.check("fvu against the best peer's", lowest["topk"] / min(theirs))
+    if {"topk", "topk fp32 selection"} <= set(lowest):
+        bench.check("fvu against fp32 selection's", lowest["topk"] / lowest["topk fp32 selection"])
+
+
+PARTS: dict[str, tuple[Callable[[Bench], None], str]] = {  # and the unit of its speeds
+    "step": (step, "steps"),
+    "harvest": (harvest, "tokens"),
+    "pipeline": (pipeline, "tokens"),
+    "many": (many, "tokens"),
+    "evaluation": (evaluation, "tokens"),
+    "quality": (quality, "steps"),
+}
+
+
+def planted(bench: Bench, vectors: int, held_out: int = 0) -> dict[str, Any]:
+    """The settings of a worker that reads planted vectors."""
+    size, path = bench.size, bench.folder / "planted.pt"
+    torch.save(planted_rays(vectors, size["width"], seed=bench.seed), path)
+    shape = {name: size[name] for name in ("width", "latents", "batch")}
+    return {**shape, "data": str(path), "held_out": held_out}
+
+
+def gpt2(bench: Bench) -> dict[str, Any]:
+    """The settings of a worker that runs the model."""
+    shape = dict(bench.size["shape"])
+    vocabulary = save_random_gpt2(bench.folder / "gpt2", shape)
+    from transformers import GPT2Config
+
+    whole = {name: getattr(GPT2Config(**shape), name) for name in ("n_layer", "n_embd", "n_head")}
+    return {"model": str(bench.folder / "gpt2"), "vocabulary": vocabulary, "shape": whole}
+
+
+def streamed(size: Any) -> dict[str, Any]:
+    names = ("context", "batch", "round_tokens", "rows", "latents")
+    return {**{name: size[name] for name in names}, "total_steps": FOREVER, "units": size["batch"]}
+
+
+def cycle(size: Any) -> int:
+    """Steps of one harvest: a round of the race that is a whole number of them holds as much harvest as training."""
+    rows = -(-size["round_tokens"] // (size["context"] - 1))
+    return rows * (size["context"] - 1) // size["batch"]
+
+
+def beside(result: Result, data_bytes: int) -> float | None:
+    peak = result.facts.get("peak_mb")
+    return None if peak is None else peak - data_bytes / 2**20

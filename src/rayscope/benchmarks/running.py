@@ -1,0 +1,65 @@
+"""The benchmark: its parts one after another, each into a table, the JSON and the figure."""
+
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from rayscope.benchmarks.bench import Bench
+from rayscope.benchmarks.environments import PEERS
+from rayscope.benchmarks.figure import draw
+from rayscope.benchmarks.parts import PARTS
+from rayscope.benchmarks.records import merge, path_of, table
+
+
+def run(
+    *,
+    parts: Sequence[str],
+    peers: Sequence[str],
+    size: dict[str, Any],
+    limits: dict[str, dict[str, str]],
+    threads: int,
+    rounds: int,
+    seed: int,
+    out: str | Path,
+    figure: str | Path | None,
+    environments: str | Path | None,
+    show: Callable[[str], None],
+) -> Path:
+    """Runs the parts, shows each one's table, and returns the JSON that they are merged into, part by part.
+
+    limits: {part: {row or check: such as ">= 3.0"}}, of the full size; at another nothing is judged.
+    Raises ValueError for an unknown part or peer.
+    """
+    nearest("parts", parts, list(PARTS))
+    nearest("peers", peers, PEERS)
+    if rounds < 1 or threads < 1:
+        raise ValueError(f"rounds={rounds} and threads={threads} must be at least 1")
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    path, asked = path_of(out, size["name"]), limits if size["name"] == "full" else {}
+    for part in parts:
+        function, unit = PARTS[part]
+        with TemporaryDirectory(prefix="rayscope-benchmark-") as folder:
+            bench = Bench(
+                part, unit, size[part], asked.get(part, {}), peers, rounds, threads, seed, Path(folder),
+                out / "logs" / part, Path(environments).expanduser() if environments else None,
+            )  # fmt: skip
+            function(bench)
+        record = {
+            "unit": unit, "threads": threads, "rounds": rounds, "seed": seed, "size": size[part], "rows": bench.rows,
+            "checks": bench.checks,
+        }  # fmt: skip
+        show(table(part, record))
+        merged = merge(path, part, record)
+        draw(merged, Path(figure) if figure else path.with_suffix(".svg"))
+    return path
+
+
+def nearest(key: str, given: Sequence[str], known: Sequence[str]) -> None:
+    """Raises ValueError for a name that is not known."""
+    for name in given:
+        if name not in known:
+            near = get_close_matches(name, known, n=2) or known
+            raise ValueError(f"no {key}={name}; nearest: {', '.join(near)}")

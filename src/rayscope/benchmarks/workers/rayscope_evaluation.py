@@ -1,0 +1,26 @@
+"""Held-out vectors through a trained dictionary's interface: encoded alone, or with the metrics of the evaluation.
+
+R rows, C context, N vectors of a batch.
+"""
+
+import protocol
+import torch
+
+from rayscope.dictionaries import TopK
+from rayscope.evaluation import Meter
+from rayscope.sites import Site
+
+settings = protocol.start()
+train_ND, _ = protocol.vectors(settings)
+dictionary = TopK(settings.width, settings.latents, settings.k, seed=settings.seed)
+dictionary.prepare(train_ND[:8192], 10**9)
+dictionary.eval()
+rows = settings.batch // settings.context
+documents_RC = torch.arange(rows)[:, None].expand(rows, settings.context).contiguous()
+meter = Meter(dictionary, Site("blocks.6.hook_resid_pre", settings.width, 6), rows)
+for x_ND in protocol.batches(train_ND, rows * settings.context, settings.seed):
+    if settings.measure:
+        meter.reconstruct(x_ND.view(rows, settings.context, -1), documents_RC)
+    else:
+        dictionary.encode_sparse(x_ND)
+protocol.finish("rayscope")

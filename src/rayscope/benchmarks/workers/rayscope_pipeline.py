@@ -1,0 +1,67 @@
+"""rayscope's whole line as users run it: text rows -> harvest -> shuffle -> Lightning -> step of every dictionary."""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import protocol
+
+from rayscope import model as models
+from rayscope.activations import ActivationStream, Batch
+from rayscope.benchmarks.planted import random_rows
+from rayscope.dictionaries import TopK
+from rayscope.sites import resolve
+from rayscope.training import DictionaryTrainer, train
+
+NEVER = 10**9
+
+
+class Raced(ActivationStream):
+    """One batch a step of the race, for as long as it goes on."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        spent.clear()  # what came before was setting up
+        for step in protocol.rounds():
+            spent["first"] = spent.get("first", time.perf_counter())
+            waited = time.perf_counter()
+            yield self[step]
+            spent["last"] = time.perf_counter()
+            spent["steps"] = spent.get("steps", 0.0) + spent["last"] - waited
+
+
+def timed(function: Callable, name: str) -> Callable:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            spent[name] = spent.get(name, 0.0) + time.perf_counter() - began
+
+    return call
+
+
+spent: dict[str, float] = {}
+settings = protocol.start()
+model = models.load(settings.model)
+sites = resolve(settings.sites, model)
+stream = Raced(
+    model,
+    random_rows(settings.rows, settings.context, settings.vocabulary, settings.seed),
+    sites,
+    tokens=settings.total_steps * settings.batch,
+    batch_size=settings.batch,
+    round_tokens=settings.round_tokens,
+    precision=settings.precision,
+)
+dictionaries: dict = {
+    site: {f"topk_k{k}": TopK(site.width, settings.latents, k, seed=settings.seed) for k in settings.ks}
+    for site in sites
+}
+model.activations = timed(model.activations, "model")
+DictionaryTrainer.optimizer_step = timed(DictionaryTrainer.optimizer_step, "step")
+with tempfile.TemporaryDirectory() as folder:
+    train(stream, dictionaries, Path(folder), checkpoint_seconds=NEVER)
+inside = spent["model"] + spent["step"]
+protocol.finish("rayscope", outside=1 - inside / spent["steps"])

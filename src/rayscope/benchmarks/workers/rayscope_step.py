@@ -1,0 +1,66 @@
+"""rayscope's training step, as DictionaryTrainer does it under Lightning, for one dictionary or several one after another.
+
+D site width, L latents, B vectors of a batch.
+"""
+
+import protocol
+import torch
+from torch import Tensor
+
+from rayscope.activations import Batch
+from rayscope.dictionaries import AbsTopK, BatchTopK, TopK
+from rayscope.dictionaries.kernels import Plan, choose_by_vector
+from rayscope.sites import Site
+from rayscope.training import DictionaryTrainer
+
+SITE = Site("blocks.6.hook_resid_pre", 0, 6)
+NEVER = 10**9  # tokens
+
+
+class ExactTopK(TopK):
+    """Chooses in full precision, where TopK may choose in bfloat16."""
+
+    def choose(self, centred_ND: Tensor, dead_A: Tensor) -> tuple[Plan, Plan | None]:
+        return choose_by_vector(centred_ND, self.W_enc_LD, self.b_enc_L, self.k, False, dead_A, self.auxk, exact=True)
+
+
+KINDS = {"topk": TopK, "topk_exact": ExactTopK, "abstopk": AbsTopK, "batchtopk": BatchTopK}
+
+
+class Alone:
+    """A dictionary with an optimizer of its own."""
+
+    def __init__(self, k: int, sample_ND: Tensor):
+        self.dictionary = KINDS[settings.kind](
+            settings.width, settings.latents, k, seed=settings.seed, lr=settings.lr, auxk=settings.auxk
+        )
+        self.dictionary.prepare(sample_ND, NEVER)
+        self.trainer = DictionaryTrainer(
+            {SITE: {"one": self.dictionary}}, steps=settings.total_steps, batch_size=settings.batch
+        )
+        configured = self.trainer.configure_optimizers()
+        self.optimizer, self.scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
+        dead = torch.randperm(settings.latents, generator=torch.Generator().manual_seed(1))
+        self.dead = dead[: int(settings.dead * settings.latents)]
+
+    def step(self, x_BD: Tensor) -> None:
+        self.dictionary.silent_L[self.dead] = NEVER  # those that fire would be dead no longer
+        none = torch.empty(0)
+        batch = Batch(none, none, none, none, {SITE.key: x_BD})
+        self.trainer.training_step(batch, 0).backward()
+        self.trainer.on_before_optimizer_step(self.optimizer)
+        self.optimizer.step()
+        self.dictionary.after_step()
+        self.optimizer.zero_grad()
+        self.scheduler.step()
+
+
+settings = protocol.start()
+train_ND, held_out_ND = protocol.vectors(settings)
+alone = [Alone(k, train_ND[:8192]) for k in settings.ks]
+for x_BD in protocol.batches(train_ND, settings.batch, settings.seed):
+    for one in alone:
+        one.step(x_BD)
+last = alone[0].dictionary.eval()
+facts = {"fvu": protocol.fvu(last, held_out_ND)} if settings.held_out else {}
+protocol.finish("rayscope", dead=float(alone[0].dictionary.dead_L.float().mean()), **facts)
