@@ -89,7 +89,10 @@ def benchmark(config: DictConfig, folder: Path) -> None:
     from rayscope.benchmarks import running
 
     options: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    path = running.run(**options, show=lambda table: print(table, end="\n\n", flush=True))
+    try:
+        path = running.run(**options, show=lambda table: print(table, end="\n\n", flush=True))
+    except KeyboardInterrupt:
+        raise Wrong(f"interrupted; the parts that finished are in {config.out}") from None
     say(f"benchmark: {path}")
 
 

@@ -49,8 +49,10 @@ def save_random_gpt2(folder: Path, shape: dict[str, Any], seed: int = 0) -> int:
 
     Random weights cost what the real ones cost. The tokenizer is the one that ships, which nothing here uses.
     """
+    import transformers
     from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+    transformers.utils.logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(str(files("rayscope") / "assets/tiny"))
     config = GPT2Config(**{"vocab_size": 50257, **shape})
     with torch.random.fork_rng():

@@ -22,7 +22,7 @@ def table(part: str, record: Record) -> str:
     rows, unit = record["rows"], record["unit"]
     fvu = any("fvu" in row for row in rows)
     head = ["contender", f"{unit}/s", "CPU-s/step", "peak MB", *(["FVU"] if fvu else [])]
-    head += ["time is x that of", "x", "asked", "met"]
+    head += ["against", "x its time", "asked", "met"]
     lines = [[f"{part}: {record['threads']} threads, medians of {record['rounds']} rounds"], head]
     for row in rows:
         if "error" in row:
@@ -43,7 +43,7 @@ def short(value: float | None) -> str:
         return ""
     if value == 0 or abs(value) >= 100:
         return f"{value:,.0f}"
-    return f"{value:#.3g}" if abs(value) >= 1e-4 else f"{value:.1e}"
+    return f"{value:#.3g}".rstrip(".") if abs(value) >= 1e-4 else f"{value:.1e}"
 
 
 def verdict(row: Record) -> tuple[str, str]:

@@ -16,6 +16,8 @@ settings = protocol.start()
 L, D, N, k = settings.latents, settings.width, settings.batch, settings.k
 train_ND, _ = protocol.vectors(settings)
 W_enc_LD, W_dec_LD = (F.normalize(torch.randn(L, D)).requires_grad_() for _ in range(2))
+fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+choice = torch.bfloat16 if fast else torch.float32  # what the selection's matmul is made in
 adam = torch.optim.Adam([W_enc_LD, W_dec_LD], lr=1e-6, fused=True)
 starts_N = torch.arange(N) * k
 rows_M = torch.arange(N).repeat_interleave(k)
@@ -36,9 +38,9 @@ class Piece:
 @torch.no_grad()
 def pieces(x_ND: torch.Tensor) -> None:
     with Piece("cast"):
-        W_bf_LD = W_enc_LD.bfloat16()
+        W_choice_LD = W_enc_LD.to(choice)
     with Piece("selection"):
-        chunks = [F.linear(x_CD.bfloat16(), W_bf_LD).topk(k, sorted=False).indices for x_CD in x_ND.split(CHUNK)]
+        chunks = [F.linear(x_CD.to(choice), W_choice_LD).topk(k, sorted=False).indices for x_CD in x_ND.split(CHUNK)]
         indices_M = torch.cat(chunks).flatten()
     with Piece("values"):
         values_M = torch.ops.aten._embedding_bag_per_sample_weights_backward(
@@ -70,4 +72,6 @@ count = 0
 for x_ND in protocol.batches(train_ND, N, settings.seed):
     pieces(x_ND)
     count += 1
-protocol.finish("rayscope", pieces={name: seconds / max(count, 1) for name, seconds in spent.items()})
+protocol.finish(
+    "rayscope", selection=str(choice), pieces={name: seconds / max(count, 1) for name, seconds in spent.items()}
+)
