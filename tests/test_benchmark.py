@@ -15,7 +15,7 @@ from rayscope.benchmarks.parts import PARTS, cycle
 from rayscope.benchmarks.planted import planted_rays
 from rayscope.benchmarks.race import WORKERS, Contender, race, total
 from rayscope.benchmarks.records import merge, short, table
-from rayscope.cli import main
+from rayscope.cli import main, parts_by_name
 from rayscope.dictionaries import TopK
 from rayscope.overrides import groups
 
@@ -134,7 +134,7 @@ ROWS = [
     {"contender": "topk", "peer": None, "per_second": 3.1, "cpu_seconds": 0.61, "seconds": [0.32], "peak_mb": 1357.0},
     {"contender": "saelens topk", "peer": "saelens", "per_second": 0.18, "cpu_seconds": 9.9, "seconds": [5.5],
      "peak_mb": 4717.0, "against": "topk", "ratio": 17.2, "limit": ">= 14", "met": True},
-    {"contender": "saelens topk autocast", "peer": "saelens", "per_second": 0.5, "cpu_seconds": 5.0, "seconds": [2.0],
+    {"contender": "saelens topk autocast", "peer": "saelens", "autocast": True, "per_second": 0.5, "cpu_seconds": 5.0, "seconds": [2.0],
      "peak_mb": 4000.0, "against": "topk", "ratio": 6.25, "limit": ">= 8", "met": False},
     {"contender": "sparsify topk", "peer": "sparsify", "error": "ImportError: no module"},
 ]  # fmt: skip
@@ -214,12 +214,22 @@ def test_workers_of_peers_import_nothing_of_rayscope():
         assert "rayscope" not in script.read_text().partition('"""\n')[2], script
 
 
-def test_one_part_end_to_end(tmp_path, capsys):
-    main(["benchmark", "evaluation", "size=toy", "rounds=2", "threads=1", "peers=[]", f"out={tmp_path / 'out'}"])
-    said, err = capsys.readouterr()
-    (path,) = (tmp_path / "out").glob("*-toy.json")
-    assert err.strip().splitlines()[-1] == f"benchmark: {path}"
-    found = json.loads(path.read_text())["parts"]["evaluation"]
+@pytest.fixture
+def toy(tmp_path, capsys):
+    """Runs a part at toy size without peers: (its record, what it printed)."""
+
+    def run(part: str, *more: str):
+        main(["benchmark", part, "size=toy", "threads=1", "peers=[]", f"out={tmp_path / 'out'}", *more])
+        said, err = capsys.readouterr()
+        (path,) = (tmp_path / "out").glob("*-toy.json")
+        assert err.strip().splitlines()[-1] == f"benchmark: {path}"
+        return json.loads(path.read_text())["parts"][part], said
+
+    return run
+
+
+def test_one_part_end_to_end(toy):
+    found, said = toy("evaluation", "rounds=2")
     encode, measure = found["rows"]
     assert [row["contender"] for row in found["rows"]] == ["encode", "encode and measure"]
     assert measure["against"] == "encode"
@@ -228,7 +238,29 @@ def test_one_part_end_to_end(tmp_path, capsys):
     assert len(encode["seconds"]) == 2
     assert encode["version"].startswith("rayscope ")
     assert encode["peak_mb"] > 50
-    assert "encode and measure" in said
+    assert said.startswith("evaluation: 1 threads, medians of 2 rounds\ncontender")
+
+
+def test_the_pipeline_is_timed_as_lightning_runs_it(toy):
+    found, _ = toy("pipeline", "rounds=1")
+    assert [row.get("error") for row in found["rows"]] == [None, None]
+    (check,) = found["checks"]
+    assert 0 < check["value"] < 1  # model and step were both seen, and neither twice
+
+
+def test_quality_scores_what_was_trained(toy):
+    found, _ = toy("quality", "size.quality.steps=40", "size.quality.rates.topk=[1e-9,5e-3]")
+    checks = {check["check"]: check["value"] for check in found["checks"]}
+    still, learned = [row["fvu"] for row in found["rows"] if row["contender"].startswith("topk lr")]
+    assert learned < 0.9 * still
+    assert checks["best fvu of topk"] == learned
+    assert checks["fvu against fp32 selection's"] == 1.0  # so few weights are never chosen by in bfloat16
+
+
+def test_bare_words_are_parts():
+    given = ["step", "rounds=3", "many", "-m"]
+    assert parts_by_name(given) == ["parts=[step,many]", "rounds=3", "-m"]
+    assert parts_by_name(["rounds=3"]) == ["rounds=3"]
 
 
 @pytest.mark.parametrize(

@@ -414,7 +414,7 @@ def test_help_and_version(capsys):
 @pytest.mark.parametrize(
     ("line", "choices"),
     [
-        ("rayscope ", "demo train evaluate features report sites"),
+        ("rayscope ", "demo train evaluate features report sites benchmark"),
         ("rayscope de", "demo"),
         ("rayscope train text=f", "text=files text=fineweb"),
         ("rayscope evaluate evaluation.t", "evaluation.tokens="),

@@ -78,6 +78,8 @@ class Bench:
                 continue
             reference = results.get(against if isinstance(against, str) else against.get(name, ""))
             row: Record = {"contender": name, "peer": result.contender.peer, **shown}
+            if result.contender.settings.get("autocast"):
+                row["autocast"] = True
             if result.error:
                 self.rows.append({**row, "error": result.error})
                 continue

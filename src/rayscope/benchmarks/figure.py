@@ -6,6 +6,8 @@ from typing import Any
 from rayscope.files import write_whole
 from rayscope.report.figures import COLOURS, label, log_axis, panels
 
+PALE = "#80b8d8"  # a peer helped by bfloat16 autocast
+
 
 def figure(results: dict[str, Any]) -> str:
     """SVG text; "" where no peer was raced. A row's bar is its ratio, a tick the ratio asked for."""
@@ -19,8 +21,8 @@ def figure(results: dict[str, Any]) -> str:
     with panels(len(drawn), 0.9 + 0.22 * max(map(len, drawn.values())), columns=1) as (axes, svg):
         for one, (part, rows) in zip(axes, drawn.items(), strict=True):
             for place, row in enumerate(reversed(rows)):
-                plain = "autocast" not in row["contender"]
-                one.barh(place, row["ratio"], 0.7, color=COLOURS["rays"] if plain else "#80b8d8")
+                colour = PALE if row.get("autocast") else COLOURS["rays"]
+                one.barh(place, row["ratio"], 0.7, color=colour)
                 one.annotate(f" {row['ratio']:.1f}x", (row["ratio"], place), va="center", fontsize=8)
                 if row.get("limit"):
                     asked = float(row["limit"].split()[1])

@@ -25,7 +25,7 @@ def step(bench: Bench) -> None:
     """A training step of one dictionary: losses, backward, clip, Adam."""
     size = bench.size
     common = planted(bench, size["vectors"]) | {"steps": size["steps"]}
-    common |= {"lr": None, "total_steps": FOREVER, "held_out": 0}
+    common |= {"lr": None, "total_steps": FOREVER}
 
     def ours(name: str, kind: str, **own: Any) -> Contender:
         options = {**common, "ks": [size["k"]], "auxk": None, "dead": 0.0, **own}
@@ -53,29 +53,23 @@ def harvest(bench: Bench) -> None:
         rows = size["tokens"] // context
         options = {**common, "context": context, "rows": rows, "layer": layer, "units": rows * context}
         options["steps"] = size["steps"]
-
-        def ours(precision: str, read: list[str], label: str, options: dict = options) -> Contender:
-            return bench.contender(
-                f"{label} {options['context']}", "rayscope_harvest", precision=precision, sites=read,
-                compare=len(read) == 1, **options,
-            )  # fmt: skip
-
-        bare = [
-            bench.contender(f"bare {label} {context}", "bare_harvest", autocast=label == "bf16", **options)
-            for label in ("bf16", "fp32")
-        ]
-        lens = [
-            bench.contender(
-                f"transformer_lens {label} {context}", "transformer_lens_harvest", "transformer_lens",
-                autocast=label == "autocast", sites=sites[-1:], **options,
-            )
-            for label in ("fp32", "autocast")
-        ]  # fmt: skip
-        mine = [ours("bf16", sites[-1:], "bf16"), ours("bf16", sites, "bf16 4 sites"), ours("fp32", sites[-1:], "fp32")]
-        raced = bench.race([*mine, *bare, *lens])
-        bench.compare(raced, {name: f"bf16 {context}" for name in raced} | {f"bare fp32 {context}": f"fp32 {context}"})
+        contenders, against = [], {}
+        for precision, autocast in (("bf16", True), ("fp32", False)):
+            ours = f"rayscope {precision} {context}"
+            for label, read in (("", sites[-1:]), (" 4 sites", sites)):
+                own = {"precision": precision, "sites": read, "compare": not label}
+                name = f"rayscope {precision}{label} {context}"
+                contenders.append(bench.contender(name, "rayscope_harvest", **own, **options))
+            for theirs in ("bare", "transformer_lens"):
+                peer = "transformer_lens" if theirs == "transformer_lens" else None
+                name = f"{theirs} {precision} {context}"
+                contenders.append(bench.contender(name, f"{theirs}_harvest", peer, autocast=autocast, **options))
+            against |= {f"bare {precision} {context}": ours, f"rayscope {precision} 4 sites {context}": ours}
+            against[f"transformer_lens {precision} {context}"] = f"rayscope bf16 {context}"  # ours at its fastest
+        raced = bench.race(contenders)
+        bench.compare(raced, {f"rayscope fp32 {context}": f"rayscope bf16 {context}", **against})
         for precision in ("bf16", "fp32"):
-            error = raced[f"{precision} {context}"].facts.get("relative_error")
+            error = raced[f"rayscope {precision} {context}"].facts.get("relative_error")
             bench.check(f"relative error of {precision} {context} to fp32 hidden states", error)
 
 
@@ -84,13 +78,13 @@ def pipeline(bench: Bench) -> None:
     size = bench.size
     common = gpt2(bench) | streamed(size) | {"ks": [size["k"]], "sites": [f"blocks.{size['layer']}.hook_resid_pre"]}
     mine = [
-        bench.contender(name, "rayscope_pipeline", precision=name, steps=cycle(size), **common)
+        bench.contender(f"rayscope {name}", "rayscope_pipeline", precision=name, steps=cycle(size), **common)
         for name in ("bf16", "fp32")
     ]
     rivals = both(bench, "saelens", "saelens_pipeline", "saelens", steps=size["steps"], **common)
     raced = bench.race([*mine, *rivals])
-    bench.compare(raced, "bf16")
-    bench.check("share of time outside model and step", raced["bf16"].facts.get("outside"))
+    bench.compare(raced, "rayscope bf16")
+    bench.check("share of time outside model and step", raced["rayscope bf16"].facts.get("outside"))
 
 
 def many(bench: Bench) -> None:
@@ -111,7 +105,7 @@ def many(bench: Bench) -> None:
     )  # fmt: skip
     steps = bench.contender(
         "steps", "rayscope_step", kind="topk", ks=list(size["ks"]) * len(sites), auxk=None, dead=0.0, lr=None,
-        held_out=0, total_steps=FOREVER, units=size["batch"], **planted(bench, size["vectors"]),
+        total_steps=FOREVER, units=size["batch"], **planted(bench, size["vectors"]),
     )  # fmt: skip
     raced = bench.race([run("together", sites, list(size["ks"])), *separate, harvested, steps])
     sums = {
@@ -124,7 +118,7 @@ def many(bench: Bench) -> None:
 def evaluation(bench: Bench) -> None:
     """Held-out vectors encoded, and encoded with the metrics of `rayscope evaluate` but splicing."""
     size = bench.size
-    common = planted(bench, size["vectors"]) | {"k": size["k"], "context": size["context"], "held_out": 0}
+    common = planted(bench, size["vectors"]) | {"k": size["k"], "context": size["context"]}
     common |= {"units": size["batch"] // size["context"] * size["context"], "steps": size["steps"]}
     names = {"encode": False, "encode and measure": True}
     raced = bench.race([bench.contender(n, "rayscope_evaluation", measure=m, **common) for n, m in names.items()])

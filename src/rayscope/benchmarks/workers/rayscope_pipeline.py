@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,20 +16,18 @@ from rayscope.dictionaries import TopK
 from rayscope.sites import resolve
 from rayscope.training import DictionaryTrainer, train
 
-NEVER = 10**9
+NEVER = 10**9  # seconds
 
 
 class Raced(ActivationStream):
-    """One batch a step of the race, for as long as it goes on."""
+    """A batch a step of the race, for as long as it goes on."""
 
     def __iter__(self) -> Iterator[Batch]:
         spent.clear()  # what came before was setting up
         for step in protocol.rounds():
-            spent["first"] = spent.get("first", time.perf_counter())
-            waited = time.perf_counter()
+            began = time.perf_counter()
             yield self[step]
-            spent["last"] = time.perf_counter()
-            spent["steps"] = spent.get("steps", 0.0) + spent["last"] - waited
+            spent["all"] += time.perf_counter() - began
 
 
 def timed(function: Callable, name: str) -> Callable:
@@ -37,12 +36,12 @@ def timed(function: Callable, name: str) -> Callable:
         try:
             return function(*args, **kwargs)
         finally:
-            spent[name] = spent.get(name, 0.0) + time.perf_counter() - began
+            spent[name] += time.perf_counter() - began
 
     return call
 
 
-spent: dict[str, float] = {}
+spent: dict[str, float] = defaultdict(float)
 settings = protocol.start()
 model = models.load(settings.model)
 sites = resolve(settings.sites, model)
@@ -63,5 +62,4 @@ model.activations = timed(model.activations, "model")
 DictionaryTrainer.optimizer_step = timed(DictionaryTrainer.optimizer_step, "step")
 with tempfile.TemporaryDirectory() as folder:
     train(stream, dictionaries, Path(folder), checkpoint_seconds=NEVER)
-inside = spent["model"] + spent["step"]
-protocol.finish("rayscope", outside=1 - inside / spent["steps"])
+protocol.finish("rayscope", outside=1 - (spent["model"] + spent["step"]) / spent["all"])

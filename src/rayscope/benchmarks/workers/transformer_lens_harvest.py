@@ -1,9 +1,10 @@
-"""TransformerLens's TransformerBridge, raw, with run_with_cache of one hook point; stop_at_layer where it takes one.
+"""TransformerLens's TransformerBridge, raw, with run_with_cache of one hook point, stopped at the layer.
 
-R rows, C context.
+The residual stream before block l is read where block l - 1 leaves it: before block l it would cost that block too.
+
+R rows, C context, D d_model.
 """
 
-import inspect
 import warnings
 
 warnings.filterwarnings("ignore")
@@ -16,14 +17,13 @@ settings = protocol.start()
 bridge = TransformerBridge.boot_transformers(settings.model, device="cpu")
 bridge.eval()
 bridge.requires_grad_(False)
-hook = settings.sites[-1]
-options = {"names_filter": lambda name: name == hook}
-if {"stop_at_layer", "kwargs"} & set(inspect.signature(bridge.run_with_cache).parameters):
-    options["stop_at_layer"] = settings.layer
+hook = f"blocks.{settings.layer - 1}.hook_resid_post"
 tokens_RC = torch.randint(settings.vocabulary, (settings.rows, settings.context))
 for _ in protocol.rounds():
     for part_RC in tokens_RC.split(16):
         with torch.no_grad(), protocol.autocast(settings):
-            _, cache = bridge.run_with_cache(part_RC, **options)
-            x = cache[hook]
-protocol.finish("transformer-lens", stopped="stop_at_layer" in options)
+            _, cache = bridge.run_with_cache(
+                part_RC, names_filter=lambda name: name == hook, stop_at_layer=settings.layer
+            )
+            found_RCD = cache[hook]
+protocol.finish("transformer-lens")
