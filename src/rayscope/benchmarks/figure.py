@@ -1,4 +1,4 @@
-"""How many times a peer's time is ours, as bars: one panel a part, drawn from the benchmark's JSON."""
+"""How many times a peer's time is ours, as bars: drawn from the benchmark's JSON."""
 
 from pathlib import Path
 from typing import Any
@@ -10,29 +10,29 @@ PALE = "#80b8d8"  # a peer helped by bfloat16 autocast
 
 
 def figure(results: dict[str, Any]) -> str:
-    """SVG text; "" where no peer was raced. A row's bar is its ratio, a tick the ratio asked for."""
-    raced = {
-        part: [row for row in record["rows"] if row.get("peer") and row.get("ratio")]
+    """SVG text; "" where no peer was raced. A row's bar is its ratio, the tick on it the ratio asked for."""
+    bars = [
+        (part, row)
         for part, record in results["parts"].items()
-    }
-    drawn = {part: rows for part, rows in raced.items() if rows}
-    if not drawn:
+        for row in record["rows"]
+        if row.get("peer") and row.get("ratio")
+    ]
+    if not bars:
         return ""
-    with panels(len(drawn), 0.9 + 0.22 * max(map(len, drawn.values())), columns=1) as (axes, svg):
-        for one, (part, rows) in zip(axes, drawn.items(), strict=True):
-            for place, row in enumerate(reversed(rows)):
-                colour = PALE if row.get("autocast") else COLOURS["rays"]
-                one.barh(place, row["ratio"], 0.7, color=colour)
-                one.annotate(f" {row['ratio']:.1f}x", (row["ratio"], place), va="center", fontsize=8)
-                if row.get("limit"):
-                    asked = float(row["limit"].split()[1])
-                    one.plot([asked, asked], [place - 0.35, place + 0.35], color="#000000", linewidth=1.4)
-            one.set_yticks(range(len(rows)), [label(row["contender"]) for row in reversed(rows)])
-            one.set_ylim(-0.6, len(rows) - 0.4)
-            one.set_xlim(1, 1.6 * max(2.0, *(row["ratio"] for row in rows)))
-            one.grid(axis="y", visible=False)
-            log_axis(one, "x", "times the time of rayscope (log); the tick is what was asked for")
-            one.set_title(part)
+    low = min(1.0, *(0.9 * row["ratio"] for _, row in bars))
+    high = max(2.0, *(1.4 * row["ratio"] for _, row in bars))
+    with panels(1, 0.3 + 0.2 * len(bars), columns=1) as ((one,), svg):
+        for place, (_, row) in enumerate(bars):
+            one.barh(place, row["ratio"], 0.72, color=PALE if row.get("autocast") else COLOURS["rays"])
+            one.annotate(f" {row['ratio']:.1f}x", (row["ratio"], place), va="center", fontsize=8)
+            if row.get("limit"):
+                asked = float(row["limit"].split()[1])
+                one.plot([asked, asked], [place - 0.36, place + 0.36], color="#000000", linewidth=1.4)
+        one.set_yticks(range(len(bars)), [label(f"{part}: {row['contender']}", 60) for part, row in bars])
+        one.set_ylim(len(bars) - 0.4, -0.6)
+        one.set_xlim(low, high)
+        one.grid(axis="y", visible=False)
+        log_axis(one, "x", "times the time of rayscope (log); the tick is what was asked for")
         return svg()
 
 
