@@ -24,8 +24,7 @@ def both(bench: Bench, name: str, script: str, peer: str, **options: Any) -> lis
 def step(bench: Bench) -> None:
     """A training step of one dictionary: losses, backward, clip, Adam."""
     size = bench.size
-    common = planted(bench, size["vectors"]) | {"steps": size["steps"]}
-    common |= {"lr": None, "total_steps": FOREVER}
+    common = planted(bench, size["vectors"]) | {"steps": size["steps"], "lr": None, "total_steps": FOREVER}
 
     def ours(name: str, kind: str, **own: Any) -> Contender:
         options = {**common, "ks": [size["k"]], "auxk": None, "dead": 0.0, **own}
@@ -136,7 +135,7 @@ def quality(bench: Bench) -> None:
         "topk fp32 selection": ("rayscope_step", None, {**own, "kind": "topk_exact"}),
         **{peer: (f"{peer}_step", peer, {"autocast": False}) for peer in STEPS},
     }
-    best: dict[str, list[float]] = {}
+    found: dict[str, list[tuple[float, float]]] = {}
     for side, (script, peer, more) in sides.items():
         rates = size["rates"][side.removesuffix(" fp32 selection")]
         for lr in rates if peer is None or peer in bench.peers else []:
@@ -144,10 +143,12 @@ def quality(bench: Bench) -> None:
             raced = bench.race([one], rounds=1, warm_up=False)
             bench.compare(raced, lr=lr)
             if (fvu := raced[one.name].facts.get("fvu")) is not None:
-                best.setdefault(side, []).append(fvu)
-    lowest = {side: min(found) for side, found in best.items()}
-    for side, fvu in lowest.items():
-        bench.check(f"best fvu of {side}", fvu)
+                found.setdefault(side, []).append((fvu, lr))
+    lowest = {}
+    for side, pairs in found.items():
+        lowest[side], best = min(pairs)
+        bench.check(f"best fvu of {side}", lowest[side])
+        bench.check(f"best learning rate of {side}", best)  # at an end of the sweep, the sweep is too short
     theirs = [fvu for side, fvu in lowest.items() if side in STEPS]
     if theirs and "topk" in lowest:
         bench.check("fvu against the best peer's", lowest["topk"] / min(theirs))

@@ -20,16 +20,14 @@ numbers = stream.rows_of_round(0)[: settings.rows]
 for _ in protocol.rounds():
     harvested = stream.harvest(numbers)
 
-facts = {}
+facts = {"peak_mb": protocol.peak_mb()}
 if settings.compare:  # with the fp32 hidden states, in batches of the same shape
-    hook = settings.sites[-1]
+    site = sites[-1]
     few = numbers[: stream.harvest_rows]
     tokens_RC = torch.from_numpy(rows.tokens[few]).long()
     with torch.no_grad():
         hidden = model.network.transformer(tokens_RC, output_hidden_states=True).hidden_states
-    layer = next(site.layer for site in sites if site.hook == hook)
-    true_ND = hidden[layer][:, 1:].flatten(0, 1)
-    (key,) = (site.key for site in sites if site.hook == hook)
-    x_ND = stream.harvest(few).activations[key]
-    facts = {"relative_error": float((x_ND - true_ND).norm() / true_ND.norm())}
+    true_ND = hidden[site.layer][:, 1:].flatten(0, 1)
+    x_ND = stream.harvest(few).activations[site.key]
+    facts["relative_error"] = float((x_ND - true_ND).norm() / true_ND.norm())
 protocol.finish("rayscope", **facts)

@@ -24,9 +24,10 @@ class Raced(ActivationStream):
 
     def __iter__(self) -> Iterator[Batch]:
         spent.clear()  # what came before was setting up
-        for step in protocol.rounds():
+        batches = super().__iter__()
+        for _ in protocol.rounds():
             began = time.perf_counter()
-            yield self[step]
+            yield next(batches)
             spent["all"] += time.perf_counter() - began
 
 
