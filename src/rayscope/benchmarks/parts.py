@@ -27,7 +27,7 @@ def step(bench: Bench) -> None:
     common = planted(bench, size["vectors"]) | {"steps": size["steps"], "lr": None, "total_steps": FOREVER}
 
     def ours(name: str, kind: str, **own: Any) -> Contender:
-        options = {**common, "ks": [size["k"]], "auxk": None, "dead": 0.0, **own}
+        options = {**common, "ks": [size["k"]], "auxk": None, "dead": 0.0, "exact": False, **own}
         return bench.contender(name, "rayscope_step", kind=kind, **options)
 
     reference = {kind: ours(kind, kind) for kind in ("topk", "abstopk", "batchtopk")}
@@ -103,7 +103,7 @@ def many(bench: Bench) -> None:
         **{**common, "rows": rows, "units": rows * (size["context"] - 1)},
     )  # fmt: skip
     steps = bench.contender(
-        "steps", "rayscope_step", kind="topk", ks=list(size["ks"]) * len(sites), auxk=None, dead=0.0, lr=None,
+        "steps", "rayscope_step", kind="topk", ks=list(size["ks"]) * len(sites), auxk=None, dead=0.0, exact=False, lr=None,
         total_steps=FOREVER, units=size["batch"], **planted(bench, size["vectors"]),
     )  # fmt: skip
     raced = bench.race([run("together", sites, list(size["ks"])), *separate, harvested, steps])
@@ -129,10 +129,10 @@ def quality(bench: Bench) -> None:
     size = bench.size
     common = planted(bench, size["vectors"] + size["held_out"], held_out=size["held_out"])
     common |= {"k": size["k"], "steps": size["steps"], "total_steps": size["steps"], "kind": "topk"}
-    own: dict[str, Any] = {"ks": [size["k"]], "auxk": None, "dead": 0.0}
+    own: dict[str, Any] = {"ks": [size["k"]], "auxk": None, "dead": 0.0, "exact": False}
     sides: dict[str, tuple[str, str | None, dict[str, Any]]] = {
         "topk": ("rayscope_step", None, own),
-        "topk fp32 selection": ("rayscope_step", None, {**own, "kind": "topk_exact"}),
+        "topk fp32 selection": ("rayscope_step", None, {**own, "exact": True}),
         **{peer: (f"{peer}_step", peer, {"autocast": False}) for peer in STEPS},
     }
     found: dict[str, list[tuple[float, float]]] = {}

@@ -9,7 +9,10 @@ import protocol
 import torch
 from transformers import GPT2LMHeadModel
 
+from rayscope.memory import keep_freed_memory
+
 settings = protocol.start()
+keep_freed_memory()  # as ours does
 network: Any = GPT2LMHeadModel.from_pretrained(settings.model, attn_implementation="sdpa", dtype=torch.float32).eval()
 transformer = network.transformer
 tokens_RC = torch.randint(settings.vocabulary, (settings.rows, settings.context))

@@ -8,9 +8,11 @@ import torch
 
 from rayscope.dictionaries import TopK
 from rayscope.evaluation import Meter
+from rayscope.memory import keep_freed_memory
 from rayscope.sites import Site
 
 settings = protocol.start()
+keep_freed_memory()  # as the command line does
 train_ND, _ = protocol.vectors(settings)
 dictionary = TopK(settings.width, settings.latents, settings.k, seed=settings.seed)
 dictionary.prepare(train_ND[:8192], 10**9)

@@ -9,9 +9,11 @@ import torch
 from rayscope import model as models
 from rayscope.activations import ActivationStream
 from rayscope.benchmarks.planted import random_rows
+from rayscope.memory import keep_freed_memory
 from rayscope.sites import resolve
 
 settings = protocol.start()
+keep_freed_memory()  # as the command line does
 model = models.load(settings.model)
 sites = resolve(settings.sites, model)
 rows = random_rows(settings.rows, settings.context, settings.vocabulary, settings.seed)

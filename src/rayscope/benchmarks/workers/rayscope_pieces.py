@@ -10,9 +10,12 @@ import protocol
 import torch
 from torch.nn import functional as F
 
+from rayscope.memory import keep_freed_memory
+
 CHUNK = 512
 
 settings = protocol.start()
+keep_freed_memory()  # as the command line does
 L, D, N, k = settings.latents, settings.width, settings.batch, settings.k
 train_ND, _ = protocol.vectors(settings)
 W_enc_LD, W_dec_LD = (F.normalize(torch.randn(L, D)).requires_grad_() for _ in range(2))

@@ -13,6 +13,7 @@ from rayscope import model as models
 from rayscope.activations import ActivationStream, Batch
 from rayscope.benchmarks.planted import random_rows
 from rayscope.dictionaries import TopK
+from rayscope.memory import keep_freed_memory
 from rayscope.sites import resolve
 from rayscope.training import DictionaryTrainer, train
 
@@ -44,6 +45,7 @@ def timed(function: Callable, name: str) -> Callable:
 
 spent: dict[str, float] = defaultdict(float)
 settings = protocol.start()
+keep_freed_memory()  # as the command line does
 model = models.load(settings.model)
 sites = resolve(settings.sites, model)
 stream = Raced(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rayscope.activations import Batch
 from rayscope.dictionaries import AbsTopK, BatchTopK, TopK
-from rayscope.dictionaries.kernels import Plan, choose_by_vector
+from rayscope.memory import keep_freed_memory
 from rayscope.sites import Site
 from rayscope.training import DictionaryTrainer
 
@@ -17,14 +17,7 @@ SITE = Site("blocks.6.hook_resid_pre", 0, 6)
 NEVER = 10**9  # tokens
 
 
-class ExactTopK(TopK):
-    """Chooses in full precision, where TopK may choose in bfloat16."""
-
-    def choose(self, centred_ND: Tensor, dead_A: Tensor) -> tuple[Plan, Plan | None]:
-        return choose_by_vector(centred_ND, self.W_enc_LD, self.b_enc_L, self.k, False, dead_A, self.auxk, exact=True)
-
-
-KINDS = {"topk": TopK, "topk_exact": ExactTopK, "abstopk": AbsTopK, "batchtopk": BatchTopK}
+KINDS = {"topk": TopK, "abstopk": AbsTopK, "batchtopk": BatchTopK}
 
 
 class Alone:
@@ -34,6 +27,7 @@ class Alone:
         self.dictionary = KINDS[settings.kind](
             settings.width, settings.latents, k, seed=settings.seed, lr=settings.lr, auxk=settings.auxk
         )
+        self.dictionary.exact_choice = settings.exact
         self.dictionary.prepare(sample_ND, NEVER)
         self.trainer = DictionaryTrainer(
             {SITE: {"one": self.dictionary}}, steps=settings.total_steps, batch_size=settings.batch
@@ -56,6 +50,7 @@ class Alone:
 
 
 settings = protocol.start()
+keep_freed_memory()  # as the command line does
 train_ND, held_out_ND = protocol.vectors(settings)
 alone = [Alone(k, train_ND[:8192]) for k in settings.ks]
 for x_BD in protocol.batches(train_ND, settings.batch, settings.seed):
