@@ -44,8 +44,8 @@ class _AuxKError(Function):
             centred_CD = (x_CD - b_dec_D).to(low)
             z_CA = codes(centred_CD @ enc_AD.T, b_enc_A, auxk, signed)
             off_CD = (z_CA @ dec_AD) - e_CD
-            error += off_CD.square().sum()
-            slope_CD = (2 * off_CD).to(low)
+            error += torch.linalg.vecdot(off_CD.flatten(), off_CD.flatten())
+            slope_CD = off_CD.to(low)  # half of it: the other factor of 2 comes last
             slope_CA = (slope_CD @ dec_AD.T).masked_fill_(z_CA == 0, 0)
             grad_enc_AD += slope_CA.T @ centred_CD
             grad_b_A += slope_CA.sum(0, dtype=b_enc_A.dtype)
@@ -59,7 +59,7 @@ class _AuxKError(Function):
     @once_differentiable
     def backward(ctx, grad):
         dead_A, grad_enc_AD, grad_b_A, grad_b_dec_D, grad_dec_AD = ctx.saved_tensors
-        needed = ctx.needs_input_grad
+        needed, grad = ctx.needs_input_grad, 2 * grad
 
         def of_all(rows: Tensor) -> Tensor:
             shape = (ctx.latents, *rows.shape[1:])
