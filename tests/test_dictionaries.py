@@ -84,6 +84,7 @@ def test_every_kind_keeps_the_interface(kind, tmp_path):
 
     dictionary.save(tmp_path / "d", provenance={"site": "blocks.0.hook_resid_post"})
     loaded = load(tmp_path / "d")
+    dictionary.save(tmp_path / ".replaced" / "d")
     assert list(find(tmp_path)) == ["d"]
     assert loaded.arguments() == dictionary.arguments()
     assert loaded.provenance["site"] == "blocks.0.hook_resid_post"

@@ -21,9 +21,12 @@ from rayscope.overrides import check
 from rayscope.runs import Finished, run
 
 CONF = "pkg://rayscope.conf"
-TRAINED = ["checkpoint.ckpt", "training.csv", "snapshots", "dictionaries"]
 EVALUATED = ["evaluation.csv", "latent_density.csv"]
 FEATURES = ["token_features.csv", "contexts.json"]
+TRAINED = [  # and, when a run is replaced, what was measured on its dictionaries
+    *("checkpoint.ckpt", "training.csv", "snapshots", "dictionaries", "trained.json", *EVALUATED, *FEATURES, "report"),
+    *(f"{of}.{name}" for of in ("evaluate", "features") for name in ("config.yaml", "environment.json", "finished.json")),
+]
 
 
 class Wrong(SystemExit):
@@ -106,8 +109,8 @@ def demo(config: DictConfig, folder: Path) -> None:
 
 
 COMMANDS: dict[str, tuple[Callable[[DictConfig, Any], None], list[str] | None]] = {
-    "demo": (demo, [*TRAINED, "trained.json", *EVALUATED, *FEATURES, "report"]),
-    "train": (train, [*TRAINED, "trained.json"]),
+    "demo": (demo, TRAINED),
+    "train": (train, TRAINED),
     "evaluate": (evaluate, EVALUATED),
     "features": (features, FEATURES),
     "report": (report, None),

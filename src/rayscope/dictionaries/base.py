@@ -220,11 +220,10 @@ def load(folder: str | Path) -> Dictionary:
 
 
 def find(folder: str | Path) -> dict[str, Path]:
-    """{path below the folder: folder} of every saved dictionary in a tree; the folder itself may be one."""
+    """{path below the folder: folder} of every saved dictionary in a tree, hidden folders left out; it may be one itself."""
     folder = Path(folder)
-    found = sorted(
-        path.parent for path in folder.rglob("config.json") if (path.parent / "weights.safetensors").is_file()
-    )
+    complete = [path.parent for path in folder.rglob("config.json") if (path.parent / "weights.safetensors").is_file()]
+    found = sorted(p for p in complete if not any(part.startswith(".") for part in p.relative_to(folder).parts))
     if not found:
         raise ValueError(
             f"dictionaries.folder={folder}: no saved dictionary (config.json beside weights.safetensors) there"

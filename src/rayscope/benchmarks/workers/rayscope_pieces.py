@@ -40,6 +40,7 @@ class Piece:
 
 @torch.no_grad()
 def pieces(x_ND: torch.Tensor) -> None:
+    W_enc_LD.grad = W_dec_LD.grad = None
     with Piece("cast"):
         W_choice_LD = W_enc_LD.to(choice)
     with Piece("selection"):
