@@ -143,7 +143,7 @@ def dots_of_pairs(x_ND: Tensor, W_LD: Tensor, indices_M: Tensor, offsets: Tensor
     """dots_M = x_n . W_l of the pairs n, indices_M[offsets[n] : offsets[n + 1]]. None: does not fit."""
     if x_ND.dtype != torch.float32 or not fits(x_ND, W_LD):
         return None
-    dots_M = torch.empty(len(indices_M))
-    pointers = (t.data_ptr() for t in (x_ND, W_LD, indices_M.contiguous(), offsets.contiguous(), dots_M))
+    indices_M, offsets, dots_M = indices_M.contiguous(), offsets.contiguous(), torch.empty(len(indices_M))
+    pointers = (tensor.data_ptr() for tensor in (x_ND, W_LD, indices_M, offsets, dots_M))
     library().dots_of_pairs(*pointers, len(x_ND), x_ND.shape[1], torch.get_num_threads())  # type: ignore[union-attr]
     return dots_M

@@ -14,7 +14,8 @@ from torch import Tensor
 from rayscope.dictionaries import native
 from rayscope.dictionaries.kernels import Plan
 
-CHUNK = 2**23  # products that exist at one time: 16 MB in bfloat16
+CHUNK = 2**23  # products that exist at one time, on a CPU: 16 MB in bfloat16
+CHUNK_GPU = 2**27  # on a GPU, which wants larger products
 FAST_SIZE = 2**18  # width * latents from which casting the weights to bfloat16 costs less than it saves
 
 
@@ -37,7 +38,7 @@ def products(x_ND: Tensor, W_LD: Tensor, exact: bool) -> Iterator[tuple[int, Ten
     x_ND, W_LD = x_ND.detach(), W_LD.detach()
     if not exact and bfloat16_pays(W_LD):
         x_ND, W_LD = x_ND.bfloat16(), W_LD.bfloat16()
-    rows = max(1, CHUNK // len(W_LD))
+    rows = max(1, (CHUNK if x_ND.device.type == "cpu" else CHUNK_GPU) // len(W_LD))
     rows = rows - rows % 64 if rows > 64 else rows
     buffer_CL = x_ND.new_empty(min(rows, len(x_ND)), len(W_LD))
     for start in range(0, len(x_ND), rows):
