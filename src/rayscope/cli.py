@@ -25,7 +25,11 @@ EVALUATED = ["evaluation.csv", "latent_density.csv"]
 FEATURES = ["token_features.csv", "contexts.json"]
 TRAINED = [  # and, when a run is replaced, what was measured on its dictionaries
     *("checkpoint.ckpt", "training.csv", "snapshots", "dictionaries", "trained.json", *EVALUATED, *FEATURES, "report"),
-    *(f"{of}.{name}" for of in ("evaluate", "features") for name in ("config.yaml", "environment.json", "finished.json")),
+    *(
+        f"{of}.{name}"
+        for of in ("evaluate", "features")
+        for name in ("config.yaml", "environment.json", "finished.json")
+    ),
 ]
 
 

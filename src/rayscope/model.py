@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from rayscope.bfloat16 import attention, gelu
 from rayscope.sites import Site
 
 Edit = Callable[[Tensor], Tensor]
@@ -99,7 +99,7 @@ class LanguageModel:
         for layer in range(first, len(blocks) if last is None else last + 1):
             block = blocks[layer]
             x = site(layer, "hook_resid_pre", x)
-            x = x + site(layer, "hook_attn_out", block.attn(block.ln_1(x))[0])
+            x = x + site(layer, "hook_attn_out", attention(block.attn, block.ln_1(x)))
             x = site(layer, "hook_resid_mid", x)
             post = site(layer, "mlp.hook_post", gelu(block.mlp.act, block.mlp.c_fc(block.ln_2(x))))
             x = x + site(layer, "hook_mlp_out", block.mlp.c_proj(post))
@@ -133,13 +133,6 @@ class LanguageModel:
 
         network = copy.deepcopy(self.network)
         return TransformerBridge.boot_transformers(self.name, hf_model=network, tokenizer=self.tokenizer)
-
-
-def gelu(module: Any, x: Tensor) -> Tensor:
-    """The MLP's own activation; in bfloat16, GPT-2's tanh form of gelu by one kernel instead of transformers' eight."""
-    if x.dtype == torch.bfloat16 and type(module).__name__ == "NewGELUActivation":
-        return F.gelu(x, approximate="tanh")
-    return module(x)
 
 
 def load(name: str, device: str = "cpu", revision: str | None = None, context: int | None = None) -> LanguageModel:

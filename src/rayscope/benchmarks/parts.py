@@ -59,12 +59,14 @@ def harvest(bench: Bench) -> None:
                 own = {"precision": precision, "sites": read, "compare": not label}
                 name = f"rayscope {precision}{label} {context}"
                 contenders.append(bench.contender(name, "rayscope_harvest", **own, **options))
-            for theirs in ("bare", "transformer_lens"):
-                peer = "transformer_lens" if theirs == "transformer_lens" else None
-                name = f"{theirs} {precision} {context}"
-                contenders.append(bench.contender(name, f"{theirs}_harvest", peer, autocast=autocast, **options))
-            against |= {f"bare {precision} {context}": ours, f"rayscope {precision} 4 sites {context}": ours}
-            against[f"transformer_lens {precision} {context}"] = f"rayscope bf16 {context}"  # ours at its fastest
+            bare = f"bare {precision} {context}"
+            contenders.append(bench.contender(bare, "bare_harvest", autocast=autocast, **options))
+            against |= {bare: ours, f"rayscope {precision} 4 sites {context}": ours}
+            for label, stopped in (("", False), (" stopped", True)):
+                name, lens = f"transformer_lens {precision}{label} {context}", "transformer_lens"
+                own = {"autocast": autocast, "stopped": stopped}
+                contenders.append(bench.contender(name, f"{lens}_harvest", lens, **own, **options))
+                against[name] = f"rayscope bf16 {context}"  # ours at its fastest
         raced = bench.race(contenders)
         bench.compare(raced, {f"rayscope fp32 {context}": f"rayscope bf16 {context}", **against})
         for precision in ("bf16", "fp32"):

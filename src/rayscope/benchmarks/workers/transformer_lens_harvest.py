@@ -1,6 +1,7 @@
-"""TransformerLens's TransformerBridge, raw, with run_with_cache of one hook point, stopped at the layer.
+"""TransformerLens's TransformerBridge, raw, with run_with_cache of one hook point.
 
-The residual stream before block l is read where block l - 1 leaves it: before block l it would cost that block too.
+As its documentation has it, the whole model runs. Where `stopped`, the pass ends before the layer, and the residual stream
+before block l is read where block l - 1 leaves it: before block l it would cost that block too.
 
 R rows, C context, D d_model.
 """
@@ -17,13 +18,12 @@ settings = protocol.start()
 bridge = TransformerBridge.boot_transformers(settings.model, device="cpu")
 bridge.eval()
 bridge.requires_grad_(False)
-hook = f"blocks.{settings.layer - 1}.hook_resid_post"
+hook = f"blocks.{settings.layer - 1}.hook_resid_post" if settings.stopped else f"blocks.{settings.layer}.hook_resid_pre"
+stop = {"stop_at_layer": settings.layer} if settings.stopped else {}
 tokens_RC = torch.randint(settings.vocabulary, (settings.rows, settings.context))
 for _ in protocol.rounds():
     for part_RC in tokens_RC.split(16):
         with torch.no_grad(), protocol.autocast(settings):
-            _, cache = bridge.run_with_cache(
-                part_RC, names_filter=lambda name: name == hook, stop_at_layer=settings.layer
-            )
+            _, cache = bridge.run_with_cache(part_RC, names_filter=lambda name: name == hook, **stop)
             found_RCD = cache[hook]
 protocol.finish("transformer-lens")
