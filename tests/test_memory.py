@@ -1,0 +1,34 @@
+"""Freed memory is found again, not asked of the kernel anew."""
+
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HUGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+CODE = """
+import resource, sys, torch
+from rayscope.memory import keep_freed_memory
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+torch.ones(2**24)  # 64 MB
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(4):
+    torch.ones(2**24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc" or not HUGE.is_file() or "[never]" in HUGE.read_text(),
+    reason="for glibc, and a kernel that has huge pages",
+)
+def test_large_tensors_fault_no_pages_after_the_first():
+    faults = {
+        how: int(subprocess.run([sys.executable, "-c", CODE, how], capture_output=True, text=True, check=True).stdout)
+        for how in ("kept", "given back")
+    }
+    assert faults["kept"] < 100 < faults["given back"]  # 64 MB are 16,384 pages, or 32 huge ones
