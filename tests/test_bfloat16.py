@@ -18,7 +18,8 @@ def test_causal_attention_is_pytorch_s(context):
     expected = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
     torch.testing.assert_close(causal(q, k, v), expected)  # float32: the formula itself
     rounded = causal(q.bfloat16(), k.bfloat16(), v.bfloat16()).float()
-    assert (rounded - expected).norm() < 0.02 * expected.norm()
+    fused = F.scaled_dot_product_attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), is_causal=True, scale=1.0)
+    assert (rounded - expected).norm() < 5 * (fused.float() - expected).norm() + 1e-3 * expected.norm()
 
 
 def test_attention_of_a_block_under_autocast(model):

@@ -318,7 +318,10 @@ def test_a_finished_run_says_so_and_overwrite_redoes_it(small, copy, capsys, wro
     assert "holds a run of train with another configuration (" in said
     assert "latents: 64 -> 32; k: 4 -> 8; and 2 more" in said or "k: 4 -> 8" in said
     assert before.stat().st_mtime_ns == stamp
-    measured = [copy / name for name in ("evaluation.csv", "evaluate.finished.json")]
+    (copy / ".evaluate.replaced").mkdir()  # of an evaluation that was being replaced when it was killed
+    measured = [
+        copy / name for name in ("evaluation.csv", "evaluate.finished.json", ".evaluate.replaced/evaluation.csv")
+    ]
     for path in measured:
         path.write_text("of the dictionaries that are replaced")
     main([*command, "dictionaries=[topk]", "overwrite=true"])

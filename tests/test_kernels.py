@@ -66,10 +66,9 @@ def test_pairs_in_float32_are_those_of_pytorch(monkeypatch):
 
 
 def test_a_step_repeats_bitwise():
-    x_ND = randn(1500, 64, dtype=torch.float32)
-    parameters = [
-        nn.Parameter(randn(*s, seed=i, dtype=torch.float32)) for i, s in enumerate([(512, 64), (512,), (64,)])
-    ]
+    x_ND = randn(1500, 128, dtype=torch.float32)
+    shapes = [(2048, 128), (2048,), (128,)]  # enough weights to choose in bfloat16, where that pays
+    parameters = [nn.Parameter(randn(*shape, seed=i, dtype=torch.float32)) for i, shape in enumerate(shapes)]
     runs = []
     for _ in range(3):
         W_LD, b_L, c_D = parameters

@@ -141,4 +141,4 @@ def test_another_number_of_threads_is_said(command, tmp_path, monkeypatch, capsy
     path.write_text(path.read_text().replace('"threads": 1', '"threads": 7'))
     capsys.readouterr()
     main([*command, f"out={tmp_path}"])
-    assert "begun with 7 threads, going on with 1: not bitwise the same" in capsys.readouterr().err
+    assert "begun with threads 7, going on with 1: not bitwise the same" in capsys.readouterr().err

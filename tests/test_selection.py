@@ -66,11 +66,29 @@ def test_the_largest_of_each_row_are_topk_s(columns, k, signed, dtype, scan):
     assert pre_CL.gather(1, found).sort().values.equal(pre_CL.topk(k).values.sort().values)
 
 
-def test_rows_that_are_not_finite_give_k_different_columns():
+def test_rows_that_are_not_finite_give_k_different_columns(scan):
     products_CL = torch.tensor([[torch.nan] * 70, [torch.inf] * 70, [-torch.inf] * 70, [1.0, torch.nan] * 35])
     found = largest_in_rows(products_CL, torch.zeros(70), 6, False)
     assert found.sort().values.diff().ne(0).all()
     assert ((found >= 0) & (found < 70)).all()
+    assert (found[3] % 2 == 0).all()  # NaN is chosen last
+
+
+def test_of_equal_scores_the_lower_columns_are_chosen():
+    if native.library() is None:
+        pytest.skip("no C compiler here")
+    products_CL = (randn(40, 1500).float() * 2).round()
+    found = largest_in_rows(products_CL, torch.zeros(1500), 20, False)
+    expected = products_CL.sort(descending=True, stable=True).indices[:, :20]
+    assert found.sort().values.equal(expected.sort().values)
+
+
+@pytest.mark.parametrize("of_batch", [False, True])
+def test_no_vectors_at_all(of_batch, scan):
+    x_ND, W_LD, b_L = torch.zeros(0, 6), torch.ones(30, 6), torch.zeros(30)
+    plan = choose_by_batch(x_ND, W_LD, b_L, 0, 0.0) if of_batch else choose_by_vector(x_ND, W_LD, b_L, 4, False)
+    assert len(plan) == 0
+    assert plan.offsets.equal(torch.zeros(1, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -109,13 +127,26 @@ def test_choice_in_bfloat16_is_nearly_the_exact_one():
     assert fast_sum > 0.999 * exact_sum
 
 
+def test_a_broken_library_in_the_cache_is_built_anew(tmp_path, monkeypatch):
+    if native.library() is None:
+        pytest.skip("no C compiler here")
+    monkeypatch.setenv("RAYSCOPE_CACHE", str(tmp_path))
+    path = native.place(["cc"])
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"cut short")
+    native.library.cache_clear()
+    assert native.library() is not None
+    assert path.stat().st_size > 1000
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
 @pytest.mark.parametrize("environment", [{"RAYSCOPE_NATIVE": "0"}, {"CC": "no-such-compiler"}, {"CC": "false"}])
 def test_without_a_compiler_pytorch_does_it(environment, tmp_path):
     code = (
         "import torch; from rayscope.dictionaries import TopK, native; "
         "d = TopK(width=8, latents=64, k=2); d(torch.ones(3, 8)); assert native.library() is None"
     )
-    environment = {"PATH": "/usr/bin:/bin", "RAYSCOPE_CACHE": str(tmp_path), **environment}
+    environment = {"PATH": "/usr/bin:/bin", "RAYSCOPE_CACHE": str(tmp_path), **environment}  # and no HOME
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert not list(tmp_path.rglob("*.so"))

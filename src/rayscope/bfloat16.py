@@ -19,7 +19,8 @@ def gelu(module: Any, x: Tensor) -> Tensor:
 
 def attention(module: Any, x_RCD: Tensor) -> Tensor:
     """GPT2Attention's output; under bfloat16 autocast on a CPU by `causal`, else its own."""
-    if x_RCD.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+    fast = x_RCD.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    if not fast or torch.get_autocast_dtype("cpu") != torch.bfloat16:
         return module(x_RCD)[0]
     q, k, v = (x.unflatten(-1, (module.num_heads, -1)).transpose(1, 2) for x in module.c_attn(x_RCD).chunk(3, -1))
     with torch.autocast("cpu", enabled=False):  # which would make softmax, and what follows, float32
@@ -31,7 +32,8 @@ def causal(q_RHCd: Tensor, k_RHCd: Tensor, v_RHCd: Tensor) -> Tensor:
     """softmax(q k^T, no position seeing a later one) v, by blocks of queries that skip the keys after them.
 
     PyTorch's flash attention reaches a seventh of a bfloat16 product's speed on a CPU without AMX: this is a third faster
-    at 128 positions, and almost twice as fast at 1024.
+    at 128 positions, and almost twice as fast at 1024. It rounds scores to bfloat16 where flash keeps them: a relative
+    error of .003 to .015, the greater the sharper the pattern, against flash's .002.
     """
     context = q_RHCd.shape[2]
     size = 64 if context <= 256 else 128

@@ -12,7 +12,7 @@ def keep_freed_memory() -> None:
 
     By default glibc maps every block over 32 MB anew and gives it back at once, and the kernel has to clear each page at
     its first use: 14% of the demo's CPU time. For glibc alone; elsewhere nothing happens. Call it before the first tensor
-    is made: only then are pages of 2 MB asked for too, on whose bounds freed blocks fit new ones.
+    is made: only then are pages of 2 MB asked for too, on whose bounds freed blocks fit new ones once the heap has grown.
     """
     if sys.platform != "linux":
         return
@@ -21,5 +21,5 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return  # another C library
-    mallopt(MMAP_THRESHOLD, 2**30)
-    mallopt(TRIM_THRESHOLD, 2**31 - 1)
+    if mallopt(MMAP_THRESHOLD, 2**30) or mallopt(MMAP_THRESHOLD, 2**25):  # an older glibc takes no more than that
+        mallopt(TRIM_THRESHOLD, 2**31 - 1)

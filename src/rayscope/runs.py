@@ -15,6 +15,7 @@ import yaml
 from rayscope import __version__
 from rayscope.backup import Backup
 from rayscope.console import say
+from rayscope.dictionaries import native
 from rayscope.files import write_whole
 
 PACKAGES = ("torch", "lightning", "transformers", "transformer-lens", "datasets", "hydra-core", "numpy", "wandb")
@@ -55,10 +56,10 @@ def run(command: str, config: dict[str, Any], argv: list[str], outputs: list[str
         if done.is_file():
             raise Finished(f"{folder}: this {command} is finished already (overwrite=true redoes it)")
         before = json.loads(about.read_text()) if about.is_file() else environment
-        if before["threads"] != environment["threads"]:
-            say(
-                f"{folder}: begun with {before['threads']} threads, going on with {environment['threads']}: not bitwise the same"
-            )
+        for what in ("threads", "native"):
+            if before.get(what) != environment[what]:
+                here = environment[what]
+                say(f"{folder}: begun with {what} {before.get(what)}, going on with {here}: not bitwise the same")
     elif not overwrite and (there := [name for name in outputs if (folder / name).exists()]):
         raise ValueError(f"{folder} holds {there[0]} of another run; give another out=, or overwrite=true to redo it")
     made = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -88,6 +89,7 @@ def describe(argv: list[str]) -> dict[str, Any]:
     return {
         "versions": {"rayscope": __version__, "python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
         "threads": torch.get_num_threads(),
+        "native": native.library() is not None,
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "command": " ".join(["rayscope", *argv]),

@@ -22,7 +22,7 @@ def auxk_error(
     signed: bool,
 ) -> Tensor:
     """sum |e - z @ W_dec|^2, z = relu(pre) (signed: pre) of the auxk largest pre = (x - b_dec) @ W_enc.T + b_enc
-    (signed: |pre|) among the dead latents of every vector; all A where there are no more.
+    (signed: |pre|) among the dead latents (rising, each once) of every vector; all A where there are no more.
 
     Gradients reach the parameters, as sparse rows those of the weights; x and e are data. The error is quadratic, so its
     gradients are known as soon as z is: five products of 2 N A D FLOP, in bfloat16 where that pays, and nothing of size

@@ -2,8 +2,8 @@
 
 N vectors, D site width, L latents, M chosen (vector, latent) pairs.
 
-selection.py chooses the pairs, perhaps in bfloat16; their values are computed here in full precision, so only the choice
-is ever approximate. Both weight gradients are sums over the vectors that chose a latent: one stable sort of the pairs by
+selection.py chooses the pairs, perhaps in bfloat16; their values are computed here in full precision, so of a dictionary's
+codes only the choice is ever approximate (auxk.py's, of dead latents, are no codes). Both weight gradients are sums over the vectors that chose a latent: one stable sort of the pairs by
 latent (`Plan`) serves them all. Every sum has one fixed order, so a step gives the same bits whenever it is repeated with
 the same number of threads. Each function reads M rows of D numbers: 2 M D FLOP, 4 M D bytes.
 """

@@ -31,7 +31,7 @@ class Learned(Dictionary):
         "counted",
         "dead_window",
     )  # state of a checkpoint, not of a saved dictionary
-    exact_choice: bool = False  # choose in full precision even where bfloat16 pays
+    exact_choice: bool = False  # to measure what choosing in bfloat16, where that pays, costs: see the benchmark
     last: dict[str, Tensor]
     scale: Tensor
     silent_L: Tensor
@@ -133,7 +133,8 @@ class Learned(Dictionary):
     def losses(self, x_ND: Tensor) -> dict[str, Tensor]:
         """reconstruction = sum|x - x_hat|^2 / sum|x - batch mean|^2, the batch's own FVU;
         auxk = coefficient * sum|e - e_hat|^2 / sum|e - batch mean of e|^2, e the residual (no gradient), e_hat its
-        decode from the auxk strongest dead latents; 0 where none is dead. Both are free of the scale of x.
+        decode from the auxk strongest dead latents, in bfloat16 products where those pay; 0 where none is dead. Both are
+        free of the scale of x.
 
         Counts the silent tokens, and leaves the batch's fvu, l0 and share of dead latents in `last`.
         """

@@ -1,13 +1,14 @@
 """select.c, compiled for this machine's processor on first use. Where that cannot be, PyTorch does the same, slower.
 
-The library lies in the user's cache folder under a name made of the source, the compiler and the processor.
-RAYSCOPE_NATIVE=0 leaves it out.
+The library lies in the user's cache folder under a name made of the source, the compiler and the processor; a run's
+environment.json says whether it was there. RAYSCOPE_NATIVE=0 leaves it out, CC names another compiler.
 """
 
 import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -33,11 +34,15 @@ FUNCTIONS = {
 @cache
 def library() -> ctypes.CDLL | None:
     """The functions of select.c; None where there is no C compiler, or it fails."""
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if os.environ.get("RAYSCOPE_NATIVE") == "0" or compiler is None:
+    command = shlex.split(os.environ.get("CC", "cc"))
+    if os.environ.get("RAYSCOPE_NATIVE") == "0" or not command or shutil.which(command[0]) is None:
         return None
     try:
-        loaded = ctypes.CDLL(str(build(compiler)))
+        path = place(command)
+        try:
+            loaded = ctypes.CDLL(str(path if path.is_file() else build(command, path)))
+        except OSError:  # what is there is broken
+            loaded = ctypes.CDLL(str(build(command, path)))
     except (OSError, subprocess.SubprocessError):
         return None
     for name, (result, arguments) in FUNCTIONS.items():
@@ -46,27 +51,32 @@ def library() -> ctypes.CDLL | None:
     return loaded
 
 
-def build(compiler: str) -> Path:
-    """Path of the compiled library; made whole or not at all, so that processes may build it at once.
+def source() -> bytes:
+    return files("rayscope.dictionaries").joinpath("select.c").read_bytes()
+
+
+def place(command: list[str]) -> Path:
+    """Where the library for this source, compiler and processor is, or is to be."""
+    version = subprocess.run([*command, "--version"], capture_output=True, timeout=60, check=True).stdout
+    parts = (source(), version, " ".join((*command, *FLAGS, threading_flag())).encode(), processor().encode())
+    name = hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
+    cache_home = os.environ.get("RAYSCOPE_CACHE") or os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 (Path.home() raises where there is none)
+    return Path(cache_home) / "rayscope" / "native" / f"select-{name}.so"
+
+
+def build(command: list[str], target: Path) -> Path:
+    """Compiles to the target, whole or not at all, so that processes may build it at once.
 
     Raises OSError or SubprocessError where it cannot be made.
     """
-    source = files("rayscope.dictionaries").joinpath("select.c").read_bytes()
-    threads = threading_flags()
-    version = subprocess.run([compiler, "--version"], capture_output=True, timeout=20, check=True).stdout
-    parts = (source, version, " ".join((*FLAGS, *threads)).encode(), processor().encode())
-    name = hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
-    cache_home = os.environ.get("RAYSCOPE_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(cache_home) / "rayscope" / "native"
-    target = folder / f"select-{name}.so"
-    if target.is_file():
-        return target
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".build-") as work:
+    target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-") as work:
         code, compiled, linked = (Path(work) / f"select.{end}" for end in ("c", "o", "so"))
-        code.write_bytes(source)
-        run([compiler, *FLAGS, *threads, "-c", code, "-o", compiled])
-        run([compiler, "-shared", compiled, "-o", linked])  # without -fopenmp: torch's own OpenMP is the one to use
+        code.write_bytes(source())
+        run([*command, *FLAGS, threading_flag(), "-c", code, "-o", compiled])
+        run([*command, "-shared", compiled, "-o", linked])  # without -fopenmp: torch's own OpenMP is the one to use
+        with linked.open("rb") as file:
+            os.fsync(file.fileno())
         linked.rename(target)
     return target
 
@@ -75,10 +85,10 @@ def run(command: Sequence[str | Path]) -> None:
     subprocess.run(command, capture_output=True, timeout=120, check=True)
 
 
-def threading_flags() -> tuple[str, ...]:
-    """OpenMP where torch has brought GNU's into this process: a second one would fight it for the cores."""
-    has_openmp = hasattr(ctypes.CDLL(None), "GOMP_parallel") if sys.platform != "win32" else False
-    return ("-fopenmp",) if has_openmp else ()
+def threading_flag() -> str:
+    """OpenMP's threads where torch has brought GNU's into this process (a second one would fight it for the cores)."""
+    has_openmp = sys.platform != "win32" and hasattr(ctypes.CDLL(None), "GOMP_parallel")
+    return "-fopenmp" if has_openmp else "-fopenmp-simd"  # its vector loops in any case
 
 
 def processor() -> str:
@@ -141,7 +151,8 @@ def above(products_CL: Tensor, bias_L: Tensor, floor: float) -> tuple[Tensor, ..
 
 def dots_of_pairs(x_ND: Tensor, W_LD: Tensor, indices_M: Tensor, offsets: Tensor) -> Tensor | None:
     """dots_M = x_n . W_l of the pairs n, indices_M[offsets[n] : offsets[n + 1]]. None: does not fit."""
-    if x_ND.dtype != torch.float32 or not fits(x_ND, W_LD):
+    whole = indices_M.dtype == offsets.dtype == torch.int64
+    if not whole or x_ND.dtype != torch.float32 or not fits(x_ND, W_LD):
         return None
     indices_M, offsets, dots_M = indices_M.contiguous(), offsets.contiguous(), torch.empty(len(indices_M))
     pointers = (tensor.data_ptr() for tensor in (x_ND, W_LD, indices_M, offsets, dots_M))

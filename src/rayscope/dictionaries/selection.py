@@ -47,11 +47,12 @@ def products(x_ND: Tensor, W_LD: Tensor, exact: bool) -> Iterator[tuple[int, Ten
 
 
 def largest_in_rows(products_CL: Tensor, b_L: Tensor, k: int, signed: bool) -> Tensor:
-    """indices_Ck of the k largest products + b (signed: |products + b|) of each row, in no order."""
+    """indices_Ck of the k largest products + b (signed: |products + b|) of each row, in no order; NaN is the least."""
     found_Ck = native.largest_of_rows(products_CL, b_L, k, signed)
     if found_Ck is None:
         pre_CL = products_CL + b_L
-        found_Ck = (pre_CL.abs_() if signed else pre_CL).topk(k, sorted=False).indices
+        size_CL = pre_CL.abs_() if signed else pre_CL
+        found_Ck = size_CL.masked_fill_(size_CL.isnan(), -torch.inf).topk(k, sorted=False).indices
     return found_Ck
 
 
@@ -69,7 +70,8 @@ def choose_by_vector(x_ND: Tensor, W_LD: Tensor, b_L: Tensor, k: int, signed: bo
     """The k largest pre = x @ W.T + b (signed: |pre|) of every vector."""
     b_L = b_L.detach()
     chosen = [largest_in_rows(products_CL, b_L, k, signed) for _, products_CL in products(x_ND, W_LD, exact)]
-    return Plan.of_rows(torch.cat(chosen), len(W_LD))
+    none = torch.zeros(0, k, dtype=torch.int64, device=x_ND.device)
+    return Plan.of_rows(torch.cat([none, *chosen]), len(W_LD))
 
 
 def choose_by_batch(x_ND: Tensor, W_LD: Tensor, b_L: Tensor, count: int, hint: float, exact: bool = False) -> Plan:
@@ -87,7 +89,8 @@ def largest(
     their least. It starts at `hint`, a guess that only saves time: where fewer than count exceed it, it starts at 0.
     """
     b_L = b_L.detach()
-    floor, places, values, held = max(hint, 0.0), [], [], 0
+    floor, held = max(hint, 0.0), 0
+    places, values = [torch.zeros(0, dtype=torch.int64, device=x_ND.device)], [x_ND.new_zeros(0)]
     for start, products_CL in products(x_ND, W_LD, exact):
         _, found, pre = above(products_CL, b_L, floor)
         places.append(found + start * len(W_LD))
