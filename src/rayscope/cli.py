@@ -23,13 +23,10 @@ from rayscope.runs import Finished, run
 CONF = "pkg://rayscope.conf"
 EVALUATED = ["evaluation.csv", "latent_density.csv"]
 FEATURES = ["token_features.csv", "contexts.json"]
+RECORDS = ("{}.config.yaml", "{}.environment.json", "{}.finished.json", ".{}.replaced", ".{}.moving")
 TRAINED = [  # and, when a run is replaced, what was measured on its dictionaries
     *("checkpoint.ckpt", "training.csv", "snapshots", "dictionaries", "trained.json", *EVALUATED, *FEATURES, "report"),
-    *(
-        f"{of}.{name}"
-        for of in ("evaluate", "features")
-        for name in ("config.yaml", "environment.json", "finished.json")
-    ),
+    *(name.format(command) for command in ("evaluate", "features") for name in RECORDS),
 ]
 
 
