@@ -8,7 +8,7 @@ import hydra
 import pytest
 import torch
 
-from rayscope.benchmarks.bench import Bench, met
+from rayscope.benchmarks.bench import Bench
 from rayscope.benchmarks.environments import PEERS, python_of
 from rayscope.benchmarks.figure import figure
 from rayscope.benchmarks.parts import PARTS, cycle
@@ -17,6 +17,7 @@ from rayscope.benchmarks.race import WORKERS, Contender, race, total
 from rayscope.benchmarks.records import merge, short, table
 from rayscope.cli import main, parts_by_name
 from rayscope.dictionaries import TopK
+from rayscope.limits import met
 from rayscope.metrics import fvu
 from rayscope.overrides import groups
 

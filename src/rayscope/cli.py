@@ -1,4 +1,4 @@
-"""rayscope demo|train|evaluate|features|sites|report|benchmark [key=value ...]: compose, instantiate, run. With overrides.py, all that knows hydra."""
+"""rayscope demo|train|evaluate|features|study|sites|report|benchmark [key=value ...]: compose, instantiate, run. With overrides.py, all that knows hydra."""
 
 import errno
 import os
@@ -24,6 +24,7 @@ CONF = "pkg://rayscope.conf"
 EVALUATED = ["evaluation.csv", "latent_density.csv"]
 FEATURES = ["token_features.csv", "contexts.json"]
 RECORDS = ("{}.config.yaml", "{}.environment.json", "{}.finished.json", ".{}.replaced", ".{}.moving")
+STUDY = ["table.csv", "figure.svg", "verdict.json", "arms"]
 TRAINED = [  # and, when a run is replaced, what was measured on its dictionaries
     *("checkpoint.ckpt", "training.csv", "snapshots", "dictionaries", "trained.json", *EVALUATED, *FEATURES, "report"),
     *(name.format(command) for command in ("evaluate", "features") for name in RECORDS),
@@ -76,10 +77,33 @@ def features(config: DictConfig, folder: Path, compared: Any = None) -> None:
     say(f"token features: {folder / 'token_features.csv'}")
 
 
+def study(config: DictConfig, folder: Path) -> None:
+    if (folder / "verdict.json").is_file():
+        return
+    from rayscope import studies
+    from rayscope.report import verdict_lines
+    from rayscope.sites import resolve
+
+    asked: Any = OmegaConf.to_container(config.study, resolve=True)
+    source = open_source(config)
+    options = {"seeds": asked["seeds"], **studies.options_of_size(asked["sizes"], config.size)}
+    sites = tuple(resolve(config.sites.patterns, source.model))
+    setting = studies.Setting(source, sites, tuple(options.pop("seeds")), folder)
+    verdict = studies.conduct(
+        hydra.utils.instantiate(asked["run"], **options),
+        setting,
+        **{key: asked[key] for key in ("name", "question")},
+        predictions={name: studies.Prediction(**entry) for name, entry in asked["predictions"].items()},
+        size=config.size,
+    )
+    for line in verdict_lines(verdict):
+        stdout().print(line, markup=False, soft_wrap=True)
+
+
 def report(config: DictConfig, folder: Path) -> None:
     from rayscope.report import build
 
-    stdout().print(f"report: {build(folder)}", markup=False, soft_wrap=True)
+    stdout().print(f"report: {build(folder, config.studies)}", markup=False, soft_wrap=True)
 
 
 def sites(config: DictConfig, folder: Path | None) -> None:
@@ -114,6 +138,7 @@ COMMANDS: dict[str, tuple[Callable[[DictConfig, Any], None], list[str] | None]] 
     "train": (train, TRAINED),
     "evaluate": (evaluate, EVALUATED),
     "features": (features, FEATURES),
+    "study": (study, STUDY),
     "report": (report, None),
     "sites": (sites, None),
     "benchmark": (benchmark, None),
@@ -238,6 +263,8 @@ def main(argv: list[str] | None = None) -> None:
         )
     if command == "benchmark":
         rest = parts_by_name(rest)
+    if command == "study" and rest and "=" not in rest[0] and not rest[0].startswith("-"):
+        rest = [f"study={rest[0]}", *rest[1:]]
     flags = [arg for arg in rest if arg.startswith("-")]
     if set(flags) <= {"-m", "--multirun"}:
         overrides = [arg for arg in rest if not arg.startswith("-")]

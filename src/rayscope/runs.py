@@ -30,13 +30,13 @@ class Finished(Exception):
 def run(command: str, config: dict[str, Any], argv: list[str], outputs: list[str]) -> Iterator[Path]:
     """The run's folder, to work in. Its configuration and environment are written first, `finished.json` at the end.
 
-    They are config.yaml and environment.json of the command that makes a run (demo, train), and bear the command's name
+    They are config.yaml and environment.json of the command that makes a run (demo, train, study), and bear the command's name
     before that of one that adds to it. outputs: what the command writes; with overwrite they are replaced, and stay beside
     it, in `.replaced`, until the new run is finished. A run that fails before it has written any leaves the folder as it was.
     Raises Finished where the same run is done, ValueError where the folder holds another configuration or its outputs.
     """
     folder = Path(config["out"])
-    prefix = "" if command in ("demo", "train") else f"{command}."
+    prefix = "" if command in ("demo", "train", "study") else f"{command}."
     records = [f"{prefix}{name}" for name in ("config.yaml", "environment.json", "finished.json")]
     record, about, done = (folder / name for name in records)
     backup = Backup(folder, prefix, records, outputs)

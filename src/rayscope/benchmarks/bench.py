@@ -1,6 +1,5 @@
 """Bench: what a part of the benchmark races with, and the rows and checks that come of it."""
 
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,19 +10,9 @@ from typing import Any
 from rayscope.benchmarks.environments import python_of
 from rayscope.benchmarks.race import WORKERS, Contender, Result, race
 from rayscope.console import progress
+from rayscope.limits import met
 
-OPERATORS = {"<=": operator.le, ">=": operator.ge}
 Record = dict[str, Any]
-
-
-def met(value: float | None, limit: str | None) -> bool | None:
-    """`limit` is such as ">= 3.0"; None where there is nothing to say."""
-    if value is None or limit is None:
-        return None
-    sign, _, number = limit.partition(" ")
-    if sign not in OPERATORS:
-        raise ValueError(f"limits: {limit!r} is not such as '>= 3.0' or '<= 1.25'")
-    return OPERATORS[sign](value, float(number))
 
 
 @dataclass

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from rayscope.drawing import COLOURS, label, log_axis, panels
 from rayscope.files import write_whole
-from rayscope.report.figures.style import COLOURS, label, log_axis, panels
 
 PALE = "#80b8d8"  # a peer helped by bfloat16 autocast
 

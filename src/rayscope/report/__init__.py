@@ -1,7 +1,8 @@
-"""What a run found: the page (build) and the table that a terminal shows (print_summary)."""
+"""What a run found: the page (build), and what a terminal shows (print_summary, verdict_lines)."""
 
 from rayscope.report.html import build
+from rayscope.report.studies import verdict_lines
 from rayscope.report.summary import print_summary, summary_table
 from rayscope.report.verdicts import verdicts
 
-__all__ = ["build", "print_summary", "summary_table", "verdicts"]
+__all__ = ["build", "print_summary", "summary_table", "verdict_lines", "verdicts"]

@@ -17,14 +17,18 @@ from rayscope.report.escapes import visible
 from rayscope.report.inputs import FILES, read
 from rayscope.report.latents import contexts
 from rayscope.report.metrics import METRICS
+from rayscope.report.studies import finished
 from rayscope.report.tables import COLUMNS, ROLES, at_k, headline_k, rows, seeds_said
 from rayscope.report.verdicts import BASELINES, METHODS, answer, verdicts
 
 DETAILS = ("versions", "threads", "started", "seconds", "device", "precision")
 
 
-def build(run: Path) -> Path:
-    """Writes RUN/report/index.html from what the folder holds, naming what it does not; returns its path."""
+def build(run: Path, studies: Path | None = None) -> Path:
+    """Writes RUN/report/index.html from what the folder holds, naming what it does not; returns its path.
+
+    studies: a folder below which finished studies are looked for.
+    """
     run = Path(run)
     if not run.is_dir():
         raise ValueError(f"{run} is not a folder; give the one that a run was written to (out=...)")
@@ -65,6 +69,7 @@ def build(run: Path) -> Path:
         contexts=latents,
         seeds=seeds_said(evaluation) if len(evaluation) else "",
         roles=ROLES,
+        studies=finished(Path(studies)) if studies else [],
     )
     folder = run / "report"
     folder.mkdir(exist_ok=True)

@@ -3,7 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from rayscope.report.figures.style import COLOURS, Styles, label, log_axis, panels
+from rayscope.drawing import COLOURS, label, log_axis, panels
+from rayscope.report.figures.style import Styles
 from rayscope.report.metrics import METRICS
 from rayscope.report.tables import ROLES
 

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pandas as pd
 
-from rayscope.report.figures.style import Styles, label, panels
+from rayscope.drawing import label, panels
+from rayscope.report.figures.style import Styles
 from rayscope.report.tables import ROLES, at_k, headline_k
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from rayscope.report.figures.style import Styles, label, log_axis, panels, token_label
+from rayscope.drawing import label, log_axis, panels, token_label
+from rayscope.report.figures.style import Styles
 from rayscope.report.tables import at_k, family, headline_k, role
 
 

@@ -3,7 +3,8 @@
 import pandas as pd
 from matplotlib.ticker import FuncFormatter
 
-from rayscope.report.figures.style import Styles, label, panels, short
+from rayscope.drawing import label, panels, short
+from rayscope.report.figures.style import Styles
 from rayscope.report.tables import at_k, headline_k
 
 

@@ -1,0 +1,44 @@
+"""Finished studies: their verdicts in words, for the terminal and for a report."""
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+PASSED = {True: "pass", False: "FAIL", None: "reported"}
+
+
+def number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3g}"
+
+
+def verdict_lines(verdict: dict[str, Any]) -> list[str]:
+    """The study's line, then one for each of its predictions: what was predicted, asked and observed."""
+    seeds = f"{len(verdict['seeds'])} seed{'s' if len(verdict['seeds']) != 1 else ''}"
+    about = f"size {verdict['size']}, model {verdict['model']}, {seeds}"
+    lines = [f"{verdict['study']} ({about}): {PASSED[verdict['pass']]}. {verdict['question']}"]
+    for name, one in verdict["predictions"].items():
+        low, high = one["ci"]
+        interval = f" ({number(low)} to {number(high)})" if low != high else ""
+        asked = f", asked {one['threshold']}" if one["threshold"] else ""
+        what = f"{number(one['observed'])}{interval}{asked}"
+        lines.append(f"  {PASSED[one['pass']]}: {one['prediction']} [{name}]: observed {what}")
+    return lines
+
+
+def finished(folder: Path) -> list[dict[str, Any]]:
+    """{lines, figure (data URI), passed} of every study below the folder, by name. Raises ValueError for a broken verdict."""
+    found = []
+    for path in sorted(folder.rglob("verdict.json")) if folder.is_dir() else []:
+        if any(part.startswith(".") for part in path.relative_to(folder).parts):
+            continue  # a run that is being replaced
+        try:
+            verdict = json.loads(path.read_text(encoding="utf-8"))
+            lines = verdict_lines(verdict)
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not what `rayscope study` writes ({error!r}); make it again") from None
+        drawn = path.with_name("figure.svg")
+        svg = drawn.read_bytes() if drawn.is_file() else b""
+        figure = f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}" if svg else ""
+        found.append({"name": path.parent.name, "lines": lines, "figure": figure, "passed": verdict["pass"]})
+    return found

@@ -1,0 +1,13 @@
+"""One file per question of the science; each gives a table, a figure, and what it observed of its predictions."""
+
+from rayscope.studies.study import (
+    Findings,
+    Observed,
+    Prediction,
+    Setting,
+    conduct,
+    options_of_size,
+    over_seeds,
+)
+
+__all__ = ["Findings", "Observed", "Prediction", "Setting", "conduct", "options_of_size", "over_seeds"]

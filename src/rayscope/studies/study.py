@@ -1,0 +1,124 @@
+"""A study: a question, predictions registered before the run, and what was found -> table.csv, figure.svg, verdict.json.
+
+B bootstrap draws, S seeds, G documents.
+"""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from rayscope.files import write_whole
+from rayscope.limits import met
+from rayscope.sites import Site
+from rayscope.source import Source
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a study works with. folder: the run's, in which its arms are trained, each resumed from its checkpoint."""
+
+    source: Source
+    sites: tuple[Site, ...]
+    seeds: tuple[int, ...]
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A number and the central 95% of its bootstrap (the number itself, twice, where nothing is drawn)."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def exactly(cls, value: float) -> "Observed":
+        return cls(value, value, value)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """table: tidy, sizes stated in it; observed: by the name of the prediction that it answers; figure: SVG."""
+
+    table: pd.DataFrame
+    observed: dict[str, Observed]
+    figure: str
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """In words, and as a limit such as ">= 2" on what is observed; without one the number is reported, not judged."""
+
+    prediction: str
+    threshold: str | None = None
+
+    def verdict(self, observed: Observed) -> dict[str, Any]:
+        """{prediction, threshold, observed, ci, pass}: a prediction passes where its whole interval does."""
+        ends = [met(end, self.threshold) for end in (observed.value, observed.low, observed.high)]
+        numbers = [None if math.isnan(x) else x for x in (observed.value, observed.low, observed.high)]
+        passed = None if self.threshold is None else None not in numbers and all(ends)
+        ci = numbers[1:]
+        return {**vars(self), "observed": numbers[0], "ci": ci, "pass": passed}
+
+
+def conduct(
+    run: Callable[[Setting], Findings],
+    setting: Setting,
+    *,
+    name: str,
+    question: str,
+    predictions: dict[str, Prediction],
+    size: str,
+) -> dict[str, Any]:
+    """Runs a study and writes what it found; returns the verdict: {study, question, size, seeds, pass, predictions}.
+
+    pass: every prediction that has a threshold holds. Raises ValueError where predictions and observations differ in name.
+    """
+    found = run(setting)
+    if set(found.observed) != set(predictions):
+        raise ValueError(
+            f"study {name}: predictions {', '.join(predictions)}, but it observes {', '.join(found.observed)}"
+        )
+    judged = {key: predictions[key].verdict(observed) for key, observed in found.observed.items()}
+    verdict = {
+        "study": name,
+        "question": question,
+        "size": size,
+        "model": setting.source.model.name,
+        "seeds": list(setting.seeds),
+        "pass": all(v["pass"] for v in judged.values() if v["threshold"] is not None),
+        "predictions": judged,
+    }
+    write_whole(setting.folder / "table.csv", found.table.to_csv(index=False, float_format="%.7g"))
+    write_whole(setting.folder / "figure.svg", found.figure)
+    write_whole(setting.folder / "verdict.json", json.dumps(verdict, indent=1, allow_nan=False))
+    return verdict
+
+
+def options_of_size(sizes: dict[str, Any], size: str) -> dict[str, Any]:
+    if size not in sizes:
+        near = get_close_matches(str(size), sizes, n=1) or list(sizes)
+        raise ValueError(f"size={size}: no such size; nearest: {', '.join(near)} (there are {', '.join(sizes)})")
+    return dict(sizes[size])
+
+
+def over_seeds(draws: Sequence[tuple[float, Tensor]], seed: int = 0) -> Observed:
+    """The mean over seeds of a statistic, each seed given as (its value, [B] its bootstrap over documents).
+
+    A draw takes S seeds with replacement and the mean of their values under that draw's documents.
+    """
+    value = sum(v for v, _ in draws) / len(draws)
+    draws_SB = torch.stack([d.double() for _, d in draws])
+    S, B = draws_SB.shape
+    chosen_SB = torch.randint(S, (S, B), generator=torch.Generator().manual_seed(seed))
+    means_B = draws_SB.gather(0, chosen_SB).mean(0)
+    low, high = torch.nanquantile(means_B, torch.tensor([0.025, 0.975], dtype=means_B.dtype)).tolist()
+    return Observed(float(value), low, high)
