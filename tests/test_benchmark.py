@@ -196,17 +196,17 @@ def compose(*overrides: str):
 
 
 def test_limits_and_sizes_are_of_parts_that_there_are():
-    for choice in groups()["size"]:
-        config = compose(f"size={choice}")
-        assert config.size.name == choice
-        assert set(config.size) == {"name", *PARTS}
+    for choice in groups()["scale"]:
+        config = compose(f"scale={choice}")
+        assert config.scale.name == choice
+        assert set(config.scale) == {"name", *PARTS}
         assert set(config.limits) <= set(PARTS)
         assert list(config.parts) == list(PARTS)
         assert list(config.peers) == list(PEERS)
-        assert config.size.step.keys() == compose().size.step.keys()
+        assert config.scale.step.keys() == compose().scale.step.keys()
         for part in ("pipeline", "many"):
-            size = config.size[part]
-            assert cycle(size) * size.batch <= size.rows * size.context  # a harvest reads no row twice
+            scale = config.scale[part]
+            assert cycle(scale) * scale.batch <= scale.rows * scale.context  # a harvest reads no row twice
 
 
 def test_workers_of_peers_import_nothing_of_rayscope():
@@ -221,7 +221,7 @@ def toy(tmp_path, capsys):
     """Runs a part at toy size without peers: (its record, what it printed)."""
 
     def run(part: str, *more: str):
-        main(["benchmark", part, "size=toy", "threads=1", "peers=[]", f"out={tmp_path / 'out'}", *more])
+        main(["benchmark", part, "scale=toy", "threads=1", "peers=[]", f"out={tmp_path / 'out'}", *more])
         said, err = capsys.readouterr()
         (path,) = (tmp_path / "out").glob("*-toy.json")
         assert err.strip().splitlines()[-1] == f"benchmark: {path}"
@@ -251,7 +251,7 @@ def test_the_pipeline_is_timed_as_lightning_runs_it(toy):
 
 
 def test_quality_scores_what_was_trained(toy):
-    found, _ = toy("quality", "size.quality.steps=40", "size.quality.rates.topk=[5e-3]")
+    found, _ = toy("quality", "scale.quality.steps=40", "scale.quality.rates.topk=[5e-3]")
     checks = {check["check"]: check["value"] for check in found["checks"]}
     x_ND = planted_rays(512 + 64, 32)
     start = TopK(32, 128, 4, seed=0)
@@ -274,7 +274,7 @@ def test_bare_words_are_parts():
         (["peers=[saelen]"], "no peers=saelen; nearest: saelens"),
         (["step", "round=3"], "no option 'round'; nearest: rounds"),
         (["rounds=0"], "rounds=0 and threads=2 must be at least 1"),
-        (["size=hug"], "no size=hug; nearest:"),
+        (["scale=hug"], "no scale=hug; nearest:"),
     ],
 )
 def test_what_is_wrong_is_one_line(argv, message, capsys, tmp_path):

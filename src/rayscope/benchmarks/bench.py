@@ -17,11 +17,11 @@ Record = dict[str, Any]
 
 @dataclass
 class Bench:
-    """limits: of a row's ratio or of a check, by its name. size: the part's own numbers."""
+    """limits: of a row's ratio or of a check, by its name. scale: the part's own numbers."""
 
     part: str
     unit: str  # of a contender's `units`
-    size: Mapping[str, Any]
+    scale: Mapping[str, Any]
     limits: Mapping[str, str]
     peers: Sequence[str]
     rounds: int

@@ -23,35 +23,35 @@ def both(bench: Bench, name: str, script: str, peer: str, **options: Any) -> lis
 
 def step(bench: Bench) -> None:
     """A training step of one dictionary: losses, backward, clip, Adam."""
-    size = bench.size
-    common = planted(bench, size["vectors"]) | {"steps": size["steps"], "lr": None, "total_steps": FOREVER}
+    scale = bench.scale
+    common = planted(bench, scale["vectors"]) | {"steps": scale["steps"], "lr": None, "total_steps": FOREVER}
 
     def ours(name: str, kind: str, **own: Any) -> Contender:
-        options = {**common, "ks": [size["k"]], "auxk": None, "dead": 0.0, "exact": False, **own}
+        options = {**common, "ks": [scale["k"]], "auxk": None, "dead": 0.0, "exact": False, **own}
         return bench.contender(name, "rayscope_step", kind=kind, **options)
 
     reference = {kind: ours(kind, kind) for kind in ("topk", "abstopk", "batchtopk")}
-    auxk = ours("topk auxk firing", "topk", dead=size["dead"], auxk=size["auxk"])
-    pieces = bench.contender("pieces", "rayscope_pieces", k=size["k"], **common)
+    auxk = ours("topk auxk firing", "topk", dead=scale["dead"], auxk=scale["auxk"])
+    pieces = bench.contender("pieces", "rayscope_pieces", k=scale["k"], **common)
     mine = bench.race([*reference.values(), auxk, pieces])
     bench.compare(mine, "topk")
-    bench.check("peak MB of topk beside the data", beside(mine["topk"], size["vectors"] * size["width"] * 4))
+    bench.check("peak MB of topk beside the data", beside(mine["topk"], scale["vectors"] * scale["width"] * 4))
     for name, seconds in mine["pieces"].facts.get("pieces", {}).items():
         bench.check(f"piece: {name}, seconds", seconds)
     for peer in [peer for peer in STEPS if peer in bench.peers]:
         for kind in STEPS[peer]:
-            rivals = both(bench, f"{peer} {kind}", f"{peer}_step", peer, kind=kind, k=size["k"], **common)
+            rivals = both(bench, f"{peer} {kind}", f"{peer}_step", peer, kind=kind, k=scale["k"], **common)
             bench.compare(bench.race([reference[kind], *rivals]), kind)
 
 
 def harvest(bench: Bench) -> None:
     """Tokens through the model to one site, without and with what else a pass can read."""
-    size, common, layer = bench.size, gpt2(bench), bench.size["layer"]
+    scale, common, layer = bench.scale, gpt2(bench), bench.scale["layer"]
     sites = [f"blocks.{layer - i}.hook_resid_pre" for i in range(4)][::-1]
-    for context in size["contexts"]:
-        rows = size["tokens"] // context
+    for context in scale["contexts"]:
+        rows = scale["tokens"] // context
         options = {**common, "context": context, "rows": rows, "layer": layer, "units": rows * context}
-        options["steps"] = size["steps"]
+        options["steps"] = scale["steps"]
         contenders, against = [], {}
         for precision, autocast in (("bf16", True), ("fp32", False)):
             ours = f"rayscope {precision} {context}"
@@ -76,13 +76,13 @@ def harvest(bench: Bench) -> None:
 
 def pipeline(bench: Bench) -> None:
     """Text rows -> harvest -> shuffle -> training step, in trained tokens."""
-    size = bench.size
-    common = gpt2(bench) | streamed(size) | {"ks": [size["k"]], "sites": [f"blocks.{size['layer']}.hook_resid_pre"]}
+    scale = bench.scale
+    common = gpt2(bench) | streamed(scale) | {"ks": [scale["k"]], "sites": [f"blocks.{scale['layer']}.hook_resid_pre"]}
     mine = [
-        bench.contender(f"rayscope {name}", "rayscope_pipeline", precision=name, steps=cycle(size), **common)
+        bench.contender(f"rayscope {name}", "rayscope_pipeline", precision=name, steps=cycle(scale), **common)
         for name in ("bf16", "fp32")
     ]
-    rivals = both(bench, "saelens", "saelens_pipeline", "saelens", steps=size["steps"], **common)
+    rivals = both(bench, "saelens", "saelens_pipeline", "saelens", steps=scale["steps"], **common)
     raced = bench.race([*mine, *rivals])
     bench.compare(raced, "rayscope bf16")
     bench.check("share of time outside model and step", raced["rayscope bf16"].facts.get("outside"))
@@ -90,25 +90,25 @@ def pipeline(bench: Bench) -> None:
 
 def many(bench: Bench) -> None:
     """Several dictionaries at two sites on one stream, against a run each, and against what cannot be shared."""
-    size = bench.size
-    sites = [f"blocks.{size['layer'] - 1}.hook_resid_pre", f"blocks.{size['layer']}.hook_resid_pre"]
-    common = gpt2(bench) | streamed(size) | {"precision": "bf16"}
+    scale = bench.scale
+    sites = [f"blocks.{scale['layer'] - 1}.hook_resid_pre", f"blocks.{scale['layer']}.hook_resid_pre"]
+    common = gpt2(bench) | streamed(scale) | {"precision": "bf16"}
 
     def run(name: str, sites: list[str], ks: list) -> Contender:
-        return bench.contender(name, "rayscope_pipeline", sites=sites, ks=ks, steps=cycle(size), **common)
+        return bench.contender(name, "rayscope_pipeline", sites=sites, ks=ks, steps=cycle(scale), **common)
 
-    separate = [run(f"k {k} at {site}", [site], [k]) for site in sites for k in size["ks"]]
-    rows = max(1, -(-size["batch"] // (size["context"] - 1)))
-    share = size["batch"] / (rows * (size["context"] - 1))  # a batch's of what is harvested at one time
+    separate = [run(f"k {k} at {site}", [site], [k]) for site in sites for k in scale["ks"]]
+    rows = max(1, -(-scale["batch"] // (scale["context"] - 1)))
+    share = scale["batch"] / (rows * (scale["context"] - 1))  # a batch's of what is harvested at one time
     harvested = bench.contender(
         "harvest", "rayscope_harvest", sites=sites, compare=False,
-        **{**common, "rows": rows, "units": rows * (size["context"] - 1)},
+        **{**common, "rows": rows, "units": rows * (scale["context"] - 1)},
     )  # fmt: skip
     steps = bench.contender(
-        "steps", "rayscope_step", kind="topk", ks=list(size["ks"]) * len(sites), auxk=None, dead=0.0, exact=False, lr=None,
-        total_steps=FOREVER, units=size["batch"], **planted(bench, size["vectors"]),
+        "steps", "rayscope_step", kind="topk", ks=list(scale["ks"]) * len(sites), auxk=None, dead=0.0, exact=False, lr=None,
+        total_steps=FOREVER, units=scale["batch"], **planted(bench, scale["vectors"]),
     )  # fmt: skip
-    raced = bench.race([run("together", sites, list(size["ks"])), *separate, harvested, steps])
+    raced = bench.race([run("together", sites, list(scale["ks"])), *separate, harvested, steps])
     sums = {
         "separate runs": total("separate runs", [raced[one.name] for one in separate]),
         "harvest + steps": total("harvest + steps", [raced["steps"], raced["harvest"]], [1.0, share]),
@@ -118,9 +118,9 @@ def many(bench: Bench) -> None:
 
 def evaluation(bench: Bench) -> None:
     """Held-out vectors encoded, and encoded with the metrics of `rayscope evaluate` but splicing."""
-    size = bench.size
-    common = planted(bench, size["vectors"]) | {"k": size["k"], "context": size["context"]}
-    common |= {"units": size["batch"] // size["context"] * size["context"], "steps": size["steps"]}
+    scale = bench.scale
+    common = planted(bench, scale["vectors"]) | {"k": scale["k"], "context": scale["context"]}
+    common |= {"units": scale["batch"] // scale["context"] * scale["context"], "steps": scale["steps"]}
     names = {"encode": False, "encode and measure": True}
     raced = bench.race([bench.contender(n, "rayscope_evaluation", measure=m, **common) for n, m in names.items()])
     bench.compare(raced, "encode")
@@ -128,10 +128,10 @@ def evaluation(bench: Bench) -> None:
 
 def quality(bench: Bench) -> None:
     """FVU on the same held-out vectors after the same tokens, at the best of several learning rates of each side."""
-    size = bench.size
-    common = planted(bench, size["vectors"] + size["held_out"], held_out=size["held_out"])
-    common |= {"k": size["k"], "steps": size["steps"], "total_steps": size["steps"], "kind": "topk"}
-    own: dict[str, Any] = {"ks": [size["k"]], "auxk": None, "dead": 0.0, "exact": False}
+    scale = bench.scale
+    common = planted(bench, scale["vectors"] + scale["held_out"], held_out=scale["held_out"])
+    common |= {"k": scale["k"], "steps": scale["steps"], "total_steps": scale["steps"], "kind": "topk"}
+    own: dict[str, Any] = {"ks": [scale["k"]], "auxk": None, "dead": 0.0, "exact": False}
     sides: dict[str, tuple[str, str | None, dict[str, Any]]] = {
         "topk": ("rayscope_step", None, own),
         "topk fp32 selection": ("rayscope_step", None, {**own, "exact": True}),
@@ -139,7 +139,7 @@ def quality(bench: Bench) -> None:
     }
     found: dict[str, list[tuple[float, float]]] = {}
     for side, (script, peer, more) in sides.items():
-        rates = size["rates"][side.removesuffix(" fp32 selection")]
+        rates = scale["rates"][side.removesuffix(" fp32 selection")]
         for lr in rates if peer is None or peer in bench.peers else []:
             one = bench.contender(f"{side} lr {lr:g}", script, peer, **{**common, **more, "lr": lr})
             raced = bench.race([one], rounds=1, warm_up=False)
@@ -170,15 +170,15 @@ PARTS: dict[str, tuple[Callable[[Bench], None], str]] = {  # and the unit of its
 
 def planted(bench: Bench, vectors: int, held_out: int = 0) -> dict[str, Any]:
     """The settings of a worker that reads planted vectors."""
-    size, path = bench.size, bench.folder / "planted.pt"
-    torch.save(planted_rays(vectors, size["width"], seed=bench.seed), path)
-    shape = {name: size[name] for name in ("width", "latents", "batch")}
+    scale, path = bench.scale, bench.folder / "planted.pt"
+    torch.save(planted_rays(vectors, scale["width"], seed=bench.seed), path)
+    shape = {name: scale[name] for name in ("width", "latents", "batch")}
     return {**shape, "data": str(path), "held_out": held_out}
 
 
 def gpt2(bench: Bench) -> dict[str, Any]:
     """The settings of a worker that runs the model."""
-    shape = dict(bench.size["shape"])
+    shape = dict(bench.scale["shape"])
     vocabulary = save_random_gpt2(bench.folder / "gpt2", shape)
     from transformers import GPT2Config
 
@@ -186,15 +186,15 @@ def gpt2(bench: Bench) -> dict[str, Any]:
     return {"model": str(bench.folder / "gpt2"), "vocabulary": vocabulary, "shape": whole}
 
 
-def streamed(size: Any) -> dict[str, Any]:
+def streamed(scale: Any) -> dict[str, Any]:
     names = ("context", "batch", "round_tokens", "rows", "latents")
-    return {**{name: size[name] for name in names}, "total_steps": FOREVER, "units": size["batch"]}
+    return {**{name: scale[name] for name in names}, "total_steps": FOREVER, "units": scale["batch"]}
 
 
-def cycle(size: Any) -> int:
+def cycle(scale: Any) -> int:
     """Steps of one harvest: a round of the race that is a whole number of them holds as much harvest as training."""
-    rows = -(-size["round_tokens"] // (size["context"] - 1))
-    return rows * (size["context"] - 1) // size["batch"]
+    rows = -(-scale["round_tokens"] // (scale["context"] - 1))
+    return rows * (scale["context"] - 1) // scale["batch"]
 
 
 def beside(result: Result, data_bytes: int) -> float | None:

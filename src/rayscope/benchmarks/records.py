@@ -65,10 +65,10 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(text)
 
 
-def path_of(out: Path, size: str) -> Path:
-    """<date>-<machine>.json; another size than the full one is in its name, for its numbers are not comparable."""
+def path_of(out: Path, scale: str) -> Path:
+    """<date>-<machine>.json; another scale than the full one is in its name, for its numbers are not comparable."""
     name = f"{date.today().isoformat()}-{slug(f'{cpu_model()} {os.cpu_count()} cores')}"
-    return out / (f"{name}.json" if size == "full" else f"{name}-{size}.json")
+    return out / (f"{name}.json" if scale == "full" else f"{name}-{scale}.json")
 
 
 def merge(path: Path, part: str, record: Record) -> Record:

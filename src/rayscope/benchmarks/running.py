@@ -17,7 +17,7 @@ def run(
     *,
     parts: Sequence[str],
     peers: Sequence[str],
-    size: dict[str, Any],
+    scale: dict[str, Any],
     limits: dict[str, dict[str, str]],
     threads: int,
     rounds: int,
@@ -29,7 +29,7 @@ def run(
 ) -> Path:
     """Runs the parts, shows each one's table, and returns the JSON that they are merged into, part by part.
 
-    limits: {part: {row or check: such as ">= 3.0"}}, of the full size; at another nothing is judged.
+    limits: {part: {row or check: such as ">= 3.0"}}, of the full scale; at another nothing is judged.
     Raises ValueError for an unknown part or peer.
     """
     nearest("parts", parts, list(PARTS))
@@ -38,17 +38,17 @@ def run(
         raise ValueError(f"rounds={rounds} and threads={threads} must be at least 1")
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    path, asked = path_of(out, size["name"]), limits if size["name"] == "full" else {}
+    path, asked = path_of(out, scale["name"]), limits if scale["name"] == "full" else {}
     for part in parts:
         function, unit = PARTS[part]
         with TemporaryDirectory(prefix="rayscope-benchmark-") as folder:
             bench = Bench(
-                part, unit, size[part], asked.get(part, {}), peers, rounds, threads, seed, Path(folder),
+                part, unit, scale[part], asked.get(part, {}), peers, rounds, threads, seed, Path(folder),
                 out / "logs" / part, Path(environments).expanduser() if environments else None,
             )  # fmt: skip
             function(bench)
         record = {
-            "unit": unit, "threads": threads, "rounds": rounds, "seed": seed, "size": size[part], "rows": bench.rows,
+            "unit": unit, "threads": threads, "rounds": rounds, "seed": seed, "size": scale[part], "rows": bench.rows,
             "checks": bench.checks,
         }  # fmt: skip
         show(table(part, record))
