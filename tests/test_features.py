@@ -49,7 +49,9 @@ class Place:
 
 
 SITE = Place()
-TOKENIZER = SimpleNamespace(decode=lambda ids, clean_up_tokenization_spaces: "".join(f"<{i}>" for i in ids))
+TOKENIZER = SimpleNamespace(
+    decode=lambda ids, clean_up_tokenization_spaces: "".join(f"<{i}>" for i in ids), all_special_ids=[9, 13]
+)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -398,10 +400,11 @@ def test_appearance_is_the_first_snapshot_whose_best_latent_reaches_the_mark():
     assert nobody["appeared_at"].isna().all()
 
 
-def test_top_contexts_show_the_strongest_positions_and_never_position_0():
+def test_top_contexts_show_the_strongest_positions_and_never_position_0_or_a_special_token():
     tokens_RC = torch.arange(20).view(2, 10)
     x_RCD = torch.zeros(2, 10, 8)
     x_RCD[0, 0, 3] = 99.0  # position 0
+    x_RCD[0, 9, 3], x_RCD[1, 3, 3] = -98.0, -97.0  # special tokens
     x_RCD[0, 8, 3], x_RCD[1, 1, 3], x_RCD[1, 2, 3], x_RCD[1, 5, 3] = -2.0, -5.0, 1.0, -1.0
     row = {"site": SITE.hook, "dictionary": "d", "predicate": "current", "token": "<1>", "rank": 1, "labels": "real"}
     rows = [

@@ -33,9 +33,10 @@ def top_contexts(
 ) -> list[dict[str, Any]]:
     """contexts.json: where the latents chosen for the most frequent tokens are strongest.
 
-    windows: (tokens_RC, {site.key: x_RCD}) of whole rows of the test text, position 0 included. Position 0 is never
-    encoded: it is no focus, and in a context it has activation 0. Activations are sign * z. Equal ones: the earlier
-    position. tokens: how many, by rank. contexts: for each latent at most, each from `before` tokens to `after`.
+    windows: (tokens_RC, {site.key: x_RCD}) of whole rows of the test text, position 0 included. Neither it nor a special
+    token, on which no dictionary was trained, is a focus: in a context they have activation 0. Activations are sign * z.
+    Equal ones: the earlier position. tokens: how many, by rank. contexts: for each latent at most, each from `before`
+    tokens to `after`.
     """
     rows = [row for row in table.to_dict("records") if row["labels"] == "real" and not pd.isna(row["latent"])]
     ranks = sorted({row["rank"] for row in rows})[:tokens]
@@ -46,7 +47,9 @@ def top_contexts(
     named = [(site, name, d) for site, of_site in dictionaries.items() for name, d in of_site.items()]
     named = [(site, name, d) for site, name, d in named if (site.hook, name) in groups]
     found: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    special = torch.tensor(tokenizer.all_special_ids)
     for tokens_RC, activations in windows:
+        special_RC = torch.isin(tokens_RC[:, 1:], special)
         for site, name, dictionary in named:
             latents_U, signs_U = (
                 torch.tensor([int(row[column]) for row in groups[site.hook, name]]) for column in ("latent", "sign")
@@ -54,6 +57,7 @@ def top_contexts(
             codes = dictionary.encode_sparse(activations[site.key][:, 1:].flatten(0, 1).float())
             codes = Codes(codes.indices_M.cpu(), codes.values_M.cpu(), codes.offsets.cpu(), codes.latents)
             z_RCU = (columns(codes, latents_U) * signs_U).unflatten(0, (len(tokens_RC), -1))
+            z_RCU[special_RC] = 0
             for u, z_RC in enumerate(F.pad(z_RCU, (0, 0, 1, 0)).unbind(-1)):
                 best = found.get((site.hook, name, u), []) + strongest(z_RC, tokens_RC, contexts, before, after)
                 found[site.hook, name, u] = sorted(best, key=lambda c: -c["activations"][c["focus"]])[:contexts]
