@@ -1,12 +1,15 @@
 import copy
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rayscope.activations import ActivationStream, Batch
 from rayscope.model import LanguageModel
+from rayscope.pipeline import tokens_of
 from rayscope.sites import all_sites, resolve
 from rayscope.source import Source
 from rayscope.text import PackedText, Rows
@@ -100,14 +103,15 @@ def test_other_sites_change_no_bit(model: LanguageModel, packed: PackedText):
 
 @pytest.mark.parametrize("stop", [1, 3, 4, 9, 13])  # 4 batches a round: inside rounds and between them
 def test_a_resumed_stream_is_the_uninterrupted_one(model: LanguageModel, packed: PackedText, stop: int):
-    whole = list(stream_of(model, packed.train))
-    first = stream_of(model, packed.train)
+    special = model.tokenizer.all_special_ids
+    whole = list(stream_of(model, packed.train, exclude=special))
+    first = stream_of(model, packed.train, exclude=special)
     assert first.batches_a_round == 4
     started = iter(first)
     before = [next(started) for _ in range(stop)]
     state = copy.deepcopy(first.state_dict())
     assert state == {"next_batch": stop}
-    resumed = stream_of(model, packed.train)
+    resumed = stream_of(model, packed.train, exclude=special)
     resumed.load_state_dict(state)
     after = list(resumed)
     assert all(equal(a, b) for a, b in zip([*before, *after], whole, strict=True))
@@ -154,6 +158,79 @@ def test_a_held_out_split_is_passed_over_at_most_once(model: LanguageModel, pack
         Source(model, held_out, batch_size=64).stream("validation", resolve(TWO[0], model), 0)
 
 
+SPECIAL = (7, 9)
+
+
+@pytest.fixture
+def separated() -> Rows:
+    """12 rows, row 5 nothing but special tokens, 5 more in the others: 336 positions; documents number the rows."""
+    tokens_RC = np.random.default_rng(0).integers(10, 320, (12, 32))
+    tokens_RC[5] = 7
+    tokens_RC[[0, 3, 3, 8, 11], [4, 12, 13, 31, 1]] = 7, 9, 7, 9, 9
+    tokens_RC[4, 0] = 7  # at position 0, which is in no batch anyway
+    rows = rows_of(tokens_RC, 320)
+    return Rows(rows.tokens, np.repeat(np.arange(12, dtype=np.int32)[:, None], 32, axis=1), rows.counts)
+
+
+@pytest.mark.parametrize(("batches", "passes"), [(7, 1), (4, 2), (31, 31)])  # a round is 1/2, 2/7, 31/14 of a pass
+def test_a_pass_holds_each_position_but_0_and_special_tokens_once(
+    model: LanguageModel, separated: Rows, batches: int, passes: int
+):
+    """Rounds that begin and end inside rows leave nothing out, and every vector is the model's at its own position."""
+    hook, every = "blocks.1.hook_resid_post", torch.from_numpy(separated.tokens.astype(np.int64))
+    options = {"tokens": 336 * passes, "batch_size": 24, "round_tokens": 24 * batches + 23, "exclude": SPECIAL}
+    stream = stream_of(model, separated, [hook], **options)
+    hidden = model.network(every, output_hidden_states=True).hidden_states[2]
+    found = Counter()
+    for batch in stream:
+        r, p = batch.documents_N, batch.positions_N
+        assert torch.equal(batch.tokens_N, every[r, p])
+        assert torch.equal(batch.previous_N, every[r, p - 1])
+        torch.testing.assert_close(batch.activations[stream.sites[0].key], hidden[r, p], rtol=1e-5, atol=1e-5)
+        found.update(zip(r.tolist(), p.tolist(), strict=True))
+    left = {(r, p) for r in range(12) for p in range(1, 32) if separated.tokens[r, p] not in SPECIAL}
+    assert len(left) == 336
+    assert found == dict.fromkeys(left, passes)
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_streams_of_a_source_leave_special_tokens_out(model: LanguageModel, packed: PackedText, split: str):
+    rows, (end,) = packed[split], model.tokenizer.all_special_ids
+    left = int((rows.tokens[:, 1:] != end).sum())
+    assert left < rows.tokens[:, 1:].size
+    numbers = np.arange(rows.tokens.size, dtype=np.int32).reshape(rows.tokens.shape)  # in place of documents
+    numbered = PackedText(packed.folder, "", 32, *[Rows(rows.tokens, numbers, rows.counts)] * 3)
+    stream = Source(model, numbered, 0, 16, 160).stream(split, resolve(TWO[1], model), left)
+    batches = list(stream)
+    tokens_N, previous_N = (torch.cat([getattr(b, name) for b in batches]) for name in ("tokens_N", "previous_N"))
+    assert end not in tokens_N
+    assert end in previous_N  # what follows a separator stays
+    found = torch.cat([batch.documents_N for batch in batches]).tolist()
+    assert left - len(found) < 16 * len(batches) // stream.batches_a_round
+    if split == "validation":
+        assert len(found) == len(set(found))
+    assert np.array_equal(tokens_of(stream), tokens_N.numpy())
+
+
+def test_vectors_are_copied_once_into_the_round_and_once_into_their_batch(model: LanguageModel, separated: Rows):
+    """No special token costs a copy of the round: while it is made and cut, one storage holds as much as a round does."""
+    options = {"tokens": 336, "batch_size": 24, "round_tokens": 336, "harvest_rows": 1, "exclude": SPECIAL}
+    stream = stream_of(model, separated, ["blocks.2.hook_resid_post"], **options)
+    large = set()
+
+    class Storages(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            if isinstance(out, Tensor) and out.untyped_storage().nbytes() >= 336 * 32 * 4:
+                large.add(out.untyped_storage().data_ptr())
+            return out
+
+    with Storages():
+        batches = [stream[number] for number in range(14)]
+    assert len(large) == 1
+    assert len({batch.activations["blocks_2_hook_resid_post"].data_ptr() for batch in batches}) == 14
+
+
 def test_bf16_is_close_and_not_equal(model: LanguageModel, packed: PackedText):
     exact, rounded = stream_of(model, packed.train)[0], stream_of(model, packed.train, precision="bf16")[0]
     assert torch.equal(exact.tokens_N, rounded.tokens_N)
@@ -169,7 +246,7 @@ def test_activations_that_are_not_finite_name_their_site(model: LanguageModel, p
     broken.network.transformer.h[1].mlp.c_fc.bias[3] = bad
     stream = stream_of(broken, packed.train, ["blocks.0.hook_resid_post", *TWO])
     with pytest.raises(
-        ValueError, match=r"activations at blocks.1.mlp.hook_post of broken: 310 of 310 vectors hold NaN"
+        ValueError, match=r"activations at blocks.1.mlp.hook_post of broken: 279 of 279 vectors hold NaN"
     ):
         stream[0]
     next(iter(stream_of(broken, packed.train, ["blocks.1.hook_resid_mid"])))  # before the fault all is well
@@ -180,5 +257,12 @@ def test_sizes_that_cannot_be_are_refused(model: LanguageModel, packed: PackedTe
         stream_of(model, packed.train, round_tokens=62)
     with pytest.raises(ValueError, match="tokens=63 is less than one batch of 64"):
         stream_of(model, packed.train, tokens=63)
+    few = first_rows(packed.train, 3)
+    left = int((few.tokens[:, 1:] != few.tokens[0, 1]).sum())
+    with pytest.raises(
+        ValueError, match=f"text: {left} positions, without position 0 and special .* batch of {left + 1};"
+    ):
+        stream_of(model, few, batch_size=left + 1, exclude=few.tokens[0, 1:2].tolist())
+    stream_of(model, few, batch_size=left, exclude=few.tokens[0, 1:2].tolist())
     with pytest.raises(ValueError, match="precision=fp8: fp32 or bf16"):
         stream_of(model, packed.train, precision="fp8")

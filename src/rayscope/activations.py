@@ -17,7 +17,7 @@ from rayscope.text import Rows
 
 @dataclass(frozen=True)
 class Batch:
-    """N positions of the text, the same at every site. `previous` is the token before; position 0 is in no batch."""
+    """N positions of the text, the same at every site. `previous` is the token before, at a document's start the separator."""
 
     tokens_N: Tensor
     previous_N: Tensor
@@ -37,13 +37,15 @@ class Batch:
 class ActivationStream:
     """A sized, stateful stream of batches of `batch_size` vectors, `tokens` in all.
 
-    Rows are read in an order drawn anew for each pass over the text; `round_tokens` of their positions at a time are
-    harvested and shuffled together, and cut into batches. Both orders come from (seed, number), so a batch depends on
+    Rows are read in an order drawn anew for each pass over the text; as many whole batches of their positions as
+    `round_tokens` holds are harvested and shuffled together. Both orders come from (seed, number), so a batch depends on
     (seed, batch number) alone, not on the sites nor on what was read before; the whole state is the next batch's number.
-    Position 0 is left out by index.
+    Position 0 is left out by index, special tokens by id: a pass holds each other position once. Batches are drawn from
+    the harvested rows around those tokens, so leaving them out copies nothing.
 
+    exclude: ids of the special tokens. A position's own token counts: the one after a separator stays.
     precision: "fp32", or "bf16" for autocast in the harvest's matmuls (activations come out as float32 in both).
-    Raises ValueError for a round smaller than a batch, and for activations that are not finite.
+    Raises ValueError for a round or a text smaller than a batch, and for activations that are not finite.
     """
 
     def __init__(
@@ -58,16 +60,24 @@ class ActivationStream:
         seed: int = 0,
         precision: str = "fp32",
         harvest_rows: int = 16,
+        exclude: Sequence[int] = (),
     ):
         if precision not in ("fp32", "bf16"):
             raise ValueError(f"precision={precision}: fp32 or bf16")
         if batch_size < 1 or tokens < batch_size:
             raise ValueError(f"tokens={tokens} is less than one batch of {batch_size}")
         self.context = rows.tokens.shape[1]
-        self.round_rows = -(-round_tokens // (self.context - 1))
-        self.batches_a_round = self.round_rows * (self.context - 1) // batch_size
+        self.batches_a_round = round_tokens // batch_size
         if not self.batches_a_round:
             raise ValueError(f"stream.round_tokens={round_tokens} is less than one batch of {batch_size}; raise it")
+        self.exclude = tuple(exclude)
+        self.sizes_R = stream_positions(rows, self.exclude)
+        self.pass_size = int(self.sizes_R.sum())
+        if self.pass_size < batch_size:
+            raise ValueError(
+                f"text: {self.pass_size} positions, without position 0 and special tokens, are less than one batch of "
+                f"{batch_size}; give more text"
+            )
         self.model, self.rows, self.sites, self.seed, self.precision = model, rows, tuple(sites), seed, precision
         self.batch_size, self.harvest_rows = batch_size, harvest_rows
         self.length = tokens // batch_size
@@ -88,9 +98,8 @@ class ActivationStream:
         round_number, place = divmod(number, self.batches_a_round)
         if self._round is None or self._round[0] != round_number:
             self._round = None  # two rounds never lie in memory together
-            harvested = self.harvest(self.rows_of_round(round_number))
-            order = permutation(len(harvested), self.seed, "round", round_number)
-            self._round = (round_number, harvested, order)
+            row_numbers, order = self.plan(round_number)
+            self._round = (round_number, self.harvest(row_numbers), order)
         _, harvested, order = self._round
         chosen = order[place * self.batch_size : (place + 1) * self.batch_size]
         return Batch(
@@ -107,13 +116,25 @@ class ActivationStream:
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.next_batch = state["next_batch"]
 
-    def rows_of_round(self, number: int) -> np.ndarray:
-        """Row numbers of a round: consecutive places in an endless sequence of shuffled passes over the rows."""
-        places = np.arange(number * self.round_rows, (number + 1) * self.round_rows)
-        passes, within = np.divmod(places, len(self.rows))
-        return np.concatenate(
-            [permutation(len(self.rows), self.seed, "pass", p).numpy()[within[passes == p]] for p in np.unique(passes)]
-        )
+    def plan(self, number: int) -> tuple[np.ndarray, Tensor]:
+        """(row numbers, order): the rows that hold a round's positions, and these among the harvested ones, shuffled.
+
+        Rounds are equal stretches of an endless sequence of shuffled passes: one may begin and end inside a row.
+        """
+        size = self.batches_a_round * self.batch_size
+        start, stop, pieces, skipped = number * size, (number + 1) * size, [], 0
+        for pass_number in range(start // self.pass_size, (stop - 1) // self.pass_size + 1):
+            rows_R = permutation(len(self.rows), self.seed, "pass", pass_number).numpy()
+            ends_R = self.sizes_R[rows_R].cumsum()
+            first = max(start - pass_number * self.pass_size, 0)
+            last = min(stop - pass_number * self.pass_size, self.pass_size) - 1
+            low, high = ends_R.searchsorted([first, last], side="right")  # a row ends after its own positions
+            pieces.append(rows_R[low : high + 1])
+            if len(pieces) == 1:
+                skipped = first - int(ends_R[low] - self.sizes_R[rows_R[low]])
+        row_numbers = np.concatenate(pieces)
+        kept_N = np.flatnonzero(~np.isin(self.rows.tokens[row_numbers][:, 1:], self.exclude))[skipped : skipped + size]
+        return row_numbers, torch.from_numpy(kept_N)[permutation(size, self.seed, "round", number)]
 
     def harvest(self, row_numbers: np.ndarray) -> Batch:
         """Activations at the rows' positions 1, 2, ..., in the order of the text."""
@@ -133,6 +154,13 @@ class ActivationStream:
         return Batch(
             tokens_RC[:, 1:].flatten(), tokens_RC[:, :-1].flatten(), documents_RC[:, 1:].flatten(), positions, buffers
         )
+
+
+def stream_positions(rows: Rows, exclude: Sequence[int], chunk: int = 2**24) -> np.ndarray:
+    """sizes_R: how many positions of each row are in a stream: all but position 0 and those whose token is in `exclude`."""
+    step = max(1, chunk // rows.tokens.shape[1])
+    parts = [rows.tokens[start : start + step, 1:] for start in range(0, len(rows), step)]  # mapped, not yet read
+    return np.concatenate([(~np.isin(part, exclude)).sum(1) for part in parts])
 
 
 def check_finite(x_ND: Tensor, site: Site, model: str) -> None:

@@ -31,7 +31,7 @@ LOGITS = 2**26  # elements of [R, C, V] that one pass may hold
 
 @dataclass(frozen=True)
 class Means:
-    """A site's mean activation over training text, at position 0 and elsewhere: what the trivial codecs know."""
+    """A site's mean over training text, at position 0 and elsewhere but at special tokens: what the trivial codecs know."""
 
     first_D: Tensor
     rest_D: Tensor

@@ -162,9 +162,10 @@ def measure_features(
 
 
 def tokens_of(stream: ActivationStream) -> np.ndarray:
-    """The tokens at the stream's positions, without running the model."""
-    rounds = -(-len(stream) // stream.batches_a_round)
-    return np.concatenate([stream.rows.tokens[stream.rows_of_round(r)][:, 1:].ravel() for r in range(rounds)])
+    """The tokens at the stream's positions, in its order, without running the model."""
+    plans = map(stream.plan, range(-(-len(stream) // stream.batches_a_round)))
+    found = [stream.rows.tokens[row_numbers][:, 1:].ravel()[order.numpy()] for row_numbers, order in plans]
+    return np.concatenate(found)[: len(stream) * stream.batch_size]
 
 
 def snapshots(folder: Path, sites: Sequence[Site]) -> Iterator[tuple[int, dict[str, dict[str, Dictionary]]]]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rayscope.activations import ActivationStream, permutation
+from rayscope.activations import ActivationStream, permutation, stream_positions
 from rayscope.model import LanguageModel
 from rayscope.sites import Site
 from rayscope.text import PackedText
@@ -31,16 +31,19 @@ class Source:
     precision: str = "fp32"
 
     def stream(self, split: str, sites: Sequence[Site], tokens: int, precision: str | None = None) -> ActivationStream:
-        """At most one pass over a held-out split; training text is passed over as often as the tokens need."""
-        rows, per_row = self.text[split], self.text.context - 1
-        round_tokens = max(1, min(self.round_tokens, tokens))
+        """Special tokens are left out. At most one pass over a held-out split; training text is passed over as often as the
+        tokens need."""
+        rows, exclude = self.text[split], tuple(self.model.tokenizer.all_special_ids)
+        round_tokens = min(self.round_tokens, tokens)
         if split != "train" and tokens >= self.batch_size:
-            if len(rows) * per_row < self.batch_size:
+            there = int(stream_positions(rows, exclude).sum()) // self.batch_size
+            if not there:
                 raise ValueError(f"text: split {split} is smaller than one batch of {self.batch_size}; give more text")
-            rounds = -(-min(tokens, len(rows) * per_row) // round_tokens)
-            rounds = min(rounds, len(rows) // -(-self.batch_size // per_row))  # each holds a batch, and no row twice
-            round_tokens = min(-(-round_tokens // per_row), len(rows) // rounds) * per_row
-            tokens = min(tokens, rounds * (round_tokens // self.batch_size) * self.batch_size)
+            batches = min(tokens // self.batch_size, there)
+            rounds = -(-batches // max(1, round_tokens // self.batch_size))
+            a_round = min(-(-batches // rounds), there // rounds)  # equal rounds, none of which begins a second pass
+            round_tokens = a_round * self.batch_size
+            tokens = min(batches, rounds * a_round) * self.batch_size
         return ActivationStream(
             self.model,
             rows,
@@ -50,6 +53,7 @@ class Source:
             round_tokens=round_tokens,
             seed=self.seed,
             precision=precision or self.precision,
+            exclude=exclude,
         )
 
     def windows(self, split: str, sites: Sequence[Site], tokens: int, rows: int = 16) -> Windows:

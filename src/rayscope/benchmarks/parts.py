@@ -193,8 +193,7 @@ def streamed(scale: Any) -> dict[str, Any]:
 
 def cycle(scale: Any) -> int:
     """Steps of one harvest: a round of the race that is a whole number of them holds as much harvest as training."""
-    rows = -(-scale["round_tokens"] // (scale["context"] - 1))
-    return rows * (scale["context"] - 1) // scale["batch"]
+    return scale["round_tokens"] // scale["batch"]
 
 
 def beside(result: Result, data_bytes: int) -> float | None:

@@ -18,7 +18,7 @@ model = models.load(settings.model)
 sites = resolve(settings.sites, model)
 rows = random_rows(settings.rows, settings.context, settings.vocabulary, settings.seed)
 stream = ActivationStream(model, rows, sites, tokens=settings.context, batch_size=1, precision=settings.precision)
-numbers = stream.rows_of_round(0)[: settings.rows]
+numbers = stream.plan(0)[0][: settings.rows]
 for _ in protocol.rounds():
     harvested = stream.harvest(numbers)
 
