@@ -15,13 +15,15 @@ from rayscope.dictionaries.linear import Linear
 from rayscope.evaluation import Means, bits_per_token, evaluate
 from rayscope.model import LanguageModel
 from rayscope.pipeline import write_table
+from rayscope.quantisation import Calibration
 from rayscope.sites import Site, resolve
+from rayscope.source import Source
 from rayscope.splicing import Clean, keep_first
 from rayscope.text import PackedText
 
 COLUMNS = [  # as interfaces.md has them
     *("site", "dictionary", "kind", "k", "latents", "metric", "value", "low", "high", "position0", "split", "tokens"),
-    *("trained_tokens", "seed"),
+    *("trained_tokens", "seed", "quantised"),
 ]
 METRICS = {
     "fvu",
@@ -33,10 +35,11 @@ METRICS = {
     "density",
     "dead",
     "bits",
+    "bits_entropy",
     "l2_ratio",
 }
 HOOKS = ["blocks.1.hook_resid_post", "blocks.1.mlp.hook_post"]
-ROWS, SPLICED = 12, 5
+ROWS, SPLICED, SEEN = 12, 5, 9
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +66,23 @@ def world(model: LanguageModel, packed: PackedText):
     return sites, dictionaries, means, tokens_RC, activations
 
 
+def run(world, model: LanguageModel, packed: PackedText, **options) -> tuple[pd.DataFrame, pd.DataFrame]:
+    sites, dictionaries, means, _, _ = world
+    validation = Source(model, packed).windows("validation", sites, SEEN * 32, rows=4)
+    sizes = {"tokens": ROWS * 32 + 31, "splice_tokens": SPLICED * 32, "draws": 200}
+    return evaluate(model, packed.test, dictionaries, means, validation, **{**sizes, **options})
+
+
 @pytest.fixture(scope="module")
 def tables(world, model: LanguageModel, packed: PackedText) -> tuple[pd.DataFrame, pd.DataFrame]:
-    _, dictionaries, means, _, _ = world
-    return evaluate(
-        model, packed.test, dictionaries, means, tokens=ROWS * 32 + 31, splice_tokens=SPLICED * 32, draws=200
-    )
+    """Codes as they are."""
+    return run(world, model, packed, quantise=False)
+
+
+@pytest.fixture(scope="module")
+def coded(world, model: LanguageModel, packed: PackedText) -> pd.DataFrame:
+    """Codes on 256 levels."""
+    return run(world, model, packed)[0]
 
 
 @pytest.fixture
@@ -149,7 +163,7 @@ def test_the_codecs_bound_the_table(world, value):
                 assert value(site, "identity", f"loss_recovered_{ablation}", position0) == 1
             assert value(site, "mean", "loss_recovered_mean", position0) == 0
             for codec in ("identity", "mean", "position0"):
-                for metric in ("bits", "l0", "density", "dead"):
+                for metric in ("bits", "bits_entropy", "l0", "density", "dead"):
                     assert math.isnan(value(site, codec, metric, position0))
             x_ND = flat(activations[site.key], position0)
             expected = metrics.fvu(x_ND, means[site.key].rest_D.expand_as(x_ND))
@@ -172,6 +186,55 @@ def test_bits_are_of_k_and_where_k_varies_of_each_tokens_own(world, value, table
             expected = np.mean([metrics.bits(64, int(k), signed=False) for k in l0_N])
             assert value(site, "batchtopk", "bits", position0) == pytest.approx(expected, rel=1e-9)
     assert bits_per_token(dictionaries[sites[0]]["batchtopk"]) == pytest.approx(metrics.bits(64, 6, signed=False))
+
+
+def test_quantised_rows_decode_values_on_the_levels_of_validation(world, coded, tables, model, packed):
+    """By hand for one dictionary: every code to the nearest level of its latent's range, position 0 on its own."""
+    sites, dictionaries, _, tokens_RC, activations = world
+    table = coded.set_index(["site", "dictionary", "metric", "position0"])
+    raw = tables[0].set_index(["site", "dictionary", "metric", "position0"])
+    assert not raw["quantised"].any()
+    codec = coded["kind"] == "codec"
+    assert coded.loc[~codec, "quantised"].all()
+    assert not coded.loc[codec, "quantised"].any()
+    first_N = (torch.arange(32) == 0).repeat(ROWS)
+    for site in sites:
+        for name, dictionary in dictionaries[site].items():
+            seen = Calibration(dictionary.latents)
+            for part_RC, found in Source(model, packed).windows("validation", sites, SEEN * 32):
+                codes = dictionary.encode_sparse(found[site.key].flatten(0, 1))
+                seen.update(codes, (torch.arange(32) == 0).repeat(len(part_RC)))
+            x_ND = activations[site.key].flatten(0, 1)
+            x_hat_ND = dictionary.decode_sparse(seen.grid().quantise(dictionary.encode_sparse(x_ND), first_N))
+            clean = Clean.run(model, tokens_RC[:SPLICED], sites)
+            spliced = keep_first(activations[site.key], x_hat_ND.view_as(activations[site.key]))[:SPLICED]
+            for position0, chosen_N in (("excluded", ~first_N), ("included", first_N | ~first_N)):
+                expected = metrics.fvu(x_ND[chosen_N], x_hat_ND[chosen_N])
+                row = site.hook, name, "fvu", position0
+                assert table.loc[row, "value"] == pytest.approx(expected, rel=1e-4)
+                assert 0 < abs(table.loc[row, "value"] / raw.loc[row, "value"] - 1) < 0.1
+                bits = site.hook, name, "bits", position0
+                assert table.loc[bits, "value"] == raw.loc[bits, "value"]
+            dce = (clean.spliced(site, spliced)[0] - clean.loss_RC).mean().item()
+            assert table.loc[(site.hook, name, "dce", "excluded"), "value"] == pytest.approx(dce, rel=1e-3, abs=1e-5)
+
+
+def test_bits_entropy_is_that_of_validation_frequencies(world, tables, value, model, packed):
+    """From dense codes: sum over all latents of -log2 of the probability of what each did, on every test vector."""
+    sites, dictionaries, _, _, activations = world
+    ((_, seen),) = Source(model, packed).windows("validation", sites, SEEN * 32)
+    for site in sites:
+        for name, each in (("topk", 8), ("batchtopk", 8), ("prefix", 9)):
+            for position0 in ("excluded", "included"):
+                on_NL = dictionaries[site][name].encode(flat(seen[site.key], position0)) != 0
+                p_L = (on_NL.sum(0) + 0.5).double() / (len(on_NL) + 1)
+                on_NL = dictionaries[site][name].encode(flat(activations[site.key], position0)) != 0
+                index = -torch.where(on_NL, p_L, 1 - p_L).log2().sum(1).mean() if name != "prefix" else 0
+                expected = float(index + each * on_NL.double().sum(1).mean())
+                assert value(site, name, "bits_entropy", position0) == pytest.approx(expected, rel=1e-9)
+    row = tables[0][(tables[0]["metric"] == "bits_entropy") & (tables[0]["dictionary"] == "topk")]
+    assert (row["low"] < row["value"]).all()
+    assert (row["value"] < row["high"]).all()
 
 
 def test_intervals_hold_their_value_and_are_absent_where_they_mean_nothing(tables):
@@ -213,11 +276,8 @@ def test_densities_sum_to_l0(tables, value, world):
 
 
 def test_how_rows_are_cut_into_passes_changes_nothing(world, tables, model, packed, monkeypatch):
-    _, dictionaries, means, _, _ = world
     monkeypatch.setattr("rayscope.evaluation.LOGITS", 2 * 32 * 320)  # two rows a pass
-    again, _ = evaluate(
-        model, packed.test, dictionaries, means, tokens=ROWS * 32, splice_tokens=SPLICED * 32, draws=200
-    )
+    again, _ = run(world, model, packed, tokens=ROWS * 32, quantise=False)
     for column in ("value", "low", "high"):
         np.testing.assert_allclose(again[column], tables[0][column], rtol=1e-3, atol=1e-5)
     pd.testing.assert_frame_equal(

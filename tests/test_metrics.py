@@ -5,7 +5,17 @@ import pytest
 import torch
 
 from rayscope import metrics
-from rayscope.metrics import Sums, bits, bootstrap_weights, fvu, interval, k_of_bits, loss_recovered, ratio_of_sums
+from rayscope.metrics import (
+    Sums,
+    bits,
+    bits_entropy,
+    bootstrap_weights,
+    fvu,
+    interval,
+    k_of_bits,
+    loss_recovered,
+    ratio_of_sums,
+)
 
 
 def some(seed: int = 0, vectors: int = 200, width: int = 7) -> tuple[torch.Tensor, torch.Tensor]:
@@ -78,6 +88,73 @@ def test_bits_by_hand():
     assert bits(5, 0, signed=False) == pytest.approx(0)
     several = bits(5, torch.tensor([0.0, 2, 5]), signed=False)
     torch.testing.assert_close(several, torch.tensor([0, math.log2(10) + 16, 40], dtype=torch.float64))
+
+
+def test_bits_of_latents_that_are_always_on():
+    """Five latents, the last two always on: one of C(3, 2) supports, two values, and nine bits for each of the two."""
+    assert bits(5, 2, signed=False, dense=2) == pytest.approx(math.log2(3) + 16 + 18)
+    assert bits(5, 2, signed=True, fixed_support=True, dense=2) == pytest.approx(18 + 18)
+    assert bits(5, 3, signed=False, dense=2) == pytest.approx(24 + 18)
+    assert k_of_bits(math.log2(3) + 34, 5, signed=False, dense=2) == 2
+    assert k_of_bits(1e9, 5, signed=False, dense=2) == 3
+
+
+def supports(latents: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Every subset of the latents, as (N, L) and in compressed rows."""
+    on_NL = (torch.arange(2**latents)[:, None] >> torch.arange(latents)) % 2
+    offsets = torch.nn.functional.pad(on_NL.sum(1).cumsum(0), (1, 0))
+    return on_NL, on_NL.nonzero()[:, 1], offsets
+
+
+def test_bits_entropy_by_hand():
+    """Two latents with p = 1/2 and 1/4. None: log2(2 * 4/3); the first: the same; the second: log2(2 * 4); both: the same."""
+    _, indices_M, offsets = supports(2)
+    p_L = torch.tensor([0.5, 0.25])
+    none, second = 1 + math.log2(4 / 3), 3.0
+    index = torch.tensor([none, none, second, second], dtype=torch.float64)
+    active = torch.tensor([0, 1, 1, 2], dtype=torch.float64)
+    torch.testing.assert_close(bits_entropy(indices_M, offsets, p_L, signed=False), index + 8 * active)
+    torch.testing.assert_close(bits_entropy(indices_M, offsets, p_L, signed=True), index + 9 * active)
+    fixed = bits_entropy(indices_M, offsets, p_L, signed=True, fixed_support=True)
+    torch.testing.assert_close(fixed, 9 * active)
+    dense = bits_entropy(indices_M, offsets, torch.tensor([0.5, 1.0]), signed=False, dense=1)
+    torch.testing.assert_close(dense, 1 + 9 + 8 * torch.tensor([0, 1, 0, 1], dtype=torch.float64))
+
+
+def test_bits_entropy_is_a_code_length():
+    """Over all supports of four latents 2^-bits sums to 1; its mean is the entropy where p is true, and no less elsewhere."""
+    on_NL, indices_M, offsets = supports(4)
+    true_L, wrong_L = torch.tensor([0.5, 0.25, 0.1, 0.03]).double(), torch.tensor([0.4, 0.3, 0.2, 0.1]).double()
+    chance_N = torch.where(on_NL == 1, true_L, 1 - true_L).prod(1)
+    entropy = -(chance_N * chance_N.log2()).sum().item()
+    value_N = 8 * on_NL.sum(1)
+    for p_L, excess in ((true_L, 0.0), (wrong_L, None)):
+        index_N = bits_entropy(indices_M, offsets, p_L, signed=False) - value_N
+        assert torch.exp2(-index_N).sum().item() == pytest.approx(1, abs=1e-12)
+        mean = (chance_N * index_N).sum().item()
+        assert mean == pytest.approx(entropy, abs=1e-12) if excess == 0 else mean > entropy + 0.05
+    tied_N = chance_N * (on_NL[:, 0] == on_NL[:, 1])  # latents that do not fire independently
+    tied_N /= tied_N.sum()
+    p_L = (tied_N[:, None] * on_NL).sum(0)
+    index_N = bits_entropy(indices_M, offsets, p_L, signed=False) - value_N
+    assert (tied_N * index_N).sum() > -(tied_N[tied_N > 0] * tied_N[tied_N > 0].log2()).sum() + 0.1
+
+
+def test_bits_entropy_of_latents_that_fire_alike_is_nearly_log2_of_L_choose_k_and_of_zipf_far_less():
+    """Alike: above it by log2 of the chance that independent latents fire k times, about log2 sqrt(2 pi k)."""
+    latents, k = 24_576, 32
+    row, offsets = torch.arange(k) * 700, torch.tensor([0, k])
+    alike = bits_entropy(row, offsets, torch.full((latents,), k / latents), signed=False).item()
+    assert alike - bits(latents, k, signed=False) == pytest.approx(0.5 * math.log2(2 * math.pi * k), abs=0.01)
+    zipf_L = 1 / torch.arange(1, latents + 1).double()
+    p_L = (zipf_L * 6.0).clamp(max=0.5)  # about k a token
+    active_L = ((1 - p_L) / p_L).log2()
+    expected = -torch.log2(1 - p_L).sum() + (p_L * active_L).sum()  # the entropy, from its definition
+    drawn = torch.rand(400, latents, generator=torch.Generator().manual_seed(0)) < p_L
+    offsets = torch.nn.functional.pad(drawn.sum(1).cumsum(0), (1, 0))
+    found_N = bits_entropy(drawn.nonzero()[:, 1], offsets, p_L, signed=False) - 8 * drawn.sum(1)
+    assert found_N.mean().item() == pytest.approx(expected.item(), rel=0.02)
+    assert found_N.mean() < 0.8 * (bits(latents, float(p_L.sum()), signed=False) - 8 * p_L.sum())
 
 
 def test_bits_of_the_sizes_in_the_literature():

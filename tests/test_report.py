@@ -438,3 +438,19 @@ def test_figures_take_any_name_and_warn_of_nothing():
         assert bits_figure(table, "dce", styles(table)) == ""
         assert token_figure(features, styles(table)).startswith("<svg")
     assert label(name) == "$\\frac{\\u202e\\u6f22\\n"
+
+
+@pytest.mark.parametrize("how", ["before there was a column", "none", "all", "some"])
+def test_the_report_says_whether_values_were_on_the_bits_that_are_counted(tmp_path: Path, how: str):
+    evaluation = evaluation_table()
+    if how != "before there was a column":
+        evaluation["quantised"] = (evaluation["kind"] != "codec") & (how != "none")
+        if how == "some":
+            evaluation.loc[evaluation["dictionary"] == "topk_k8", "quantised"] = False
+    evaluation.to_csv(tmp_path / "evaluation.csv", index=False)
+    console = Console(file=io.StringIO(), width=200)
+    print_summary(pd.read_csv(tmp_path / "evaluation.csv"), console)
+    for text in (console.file.getvalue(), build(tmp_path).read_text()):  # type: ignore[attr-defined]
+        assert ("not on the 8 bits" in text) == (how in ("before there was a column", "none"))
+        assert ("Values are on 256 levels" in text) == (how in ("all", "some"))
+        assert ("in some rows alone" in text) == (how == "some")

@@ -44,7 +44,8 @@ def baselines_at_equal_bits(
         if dictionary is None:
             continue
         for bits in chosen[baseline.budgets].values():
-            k = metrics.k_of_bits(bits, dictionary.latents, dictionary.signed, dictionary.fixed_support)
+            about = (dictionary.signed, dictionary.fixed_support, dictionary.dense)
+            k = metrics.k_of_bits(bits, dictionary.latents, *about)
             at_k = dictionary.with_k(k)
             at_k.provenance.setdefault("tokens", fitted_tokens)
             found[f"{name}_k{k}"] = at_k

@@ -1,9 +1,9 @@
 """Dictionaries x sites x metrics on test documents -> one tidy table.
 
-R rows, C context, N vectors, D site width, L latents, G documents.
+R rows, C context, N vectors, D site width, L latents, M non-zero codes of N vectors, G documents.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -17,13 +17,14 @@ from rayscope.activations import permutation
 from rayscope.console import progress
 from rayscope.dictionaries import Codes, Dictionary
 from rayscope.model import LanguageModel
+from rayscope.quantisation import Calibration
 from rayscope.sites import Site
 from rayscope.splicing import Clean, keep_first
 from rayscope.text import Rows
 
 COLUMNS = [
     "site", "dictionary", "kind", "k", "latents", "metric", "value", "low", "high", "position0", "split", "tokens",
-    "trained_tokens", "seed",
+    "trained_tokens", "seed", "quantised",
 ]  # fmt: skip
 WHOLE = ("k", "latents", "trained_tokens", "seed")  # whole numbers that may be blank
 LOGITS = 2**26  # elements of [R, C, V] that one pass may hold
@@ -38,13 +39,25 @@ class Means:
 
 
 class Meter:
-    """What is summed for one codec at one site, per document, with position 0 left out and with it."""
+    """What is summed for one codec at one site, per document, with position 0 left out and with it.
 
-    def __init__(self, codec: Dictionary | Callable[[Tensor], Tensor], site: Site, documents: int):
+    seen: what validation text shows of a dictionary's codes; they are put on its grid, unless quantise is False.
+    """
+
+    def __init__(
+        self,
+        codec: Dictionary | Callable[[Tensor], Tensor],
+        site: Site,
+        documents: int,
+        seen: Calibration | None = None,
+        quantise: bool = True,
+    ):
         self.codec = codec
         self.latents = codec.latents if isinstance(codec, Dictionary) else 0
+        self.grid = seen.grid() if seen and quantise else None
         self.sums = {p: metrics.Sums(site.width, documents) for p in ("excluded", "included")}
-        self.codes = {p: CodeSums(self.latents, documents) for p in ("excluded", "included")}
+        frequencies = {p: seen.frequency(p) if seen else None for p in self.sums}
+        self.codes = {p: CodeSums(codec, documents, frequency_L) for p, frequency_L in frequencies.items()}
         zeros = lambda: torch.zeros(documents, dtype=torch.float64)  # noqa: E731
         self.loss = {p: zeros() for p in ("excluded", "included")}
         self.kl = {p: zeros() for p in ("excluded", "included")}
@@ -52,10 +65,11 @@ class Meter:
     def reconstruct(self, x_RCD: Tensor, documents_RC: Tensor) -> Tensor:
         """x_hat_RCD; its errors and codes are added to the sums."""
         x_ND, documents_N = x_RCD.flatten(0, 1), documents_RC.flatten()
-        later_N = torch.ones_like(documents_RC, dtype=torch.bool).index_fill_(1, torch.tensor([0]), False).flatten()
+        first_N = at_first(documents_RC)
+        later_N = ~first_N
         if isinstance(self.codec, Dictionary):
             codes = self.codec.encode_sparse(x_ND)
-            x_hat_ND = self.codec.decode_sparse(codes)
+            x_hat_ND = self.codec.decode_sparse(self.grid.quantise(codes, first_N) if self.grid else codes)
             self.codes["included"].update(codes, documents_N, torch.ones_like(later_N))
             self.codes["excluded"].update(codes, documents_N, later_N)
         else:
@@ -66,9 +80,15 @@ class Meter:
 
 
 class CodeSums:
-    """Counts of non-zero codes, per document and per latent, and how many vectors have each count."""
+    """Counts of non-zero codes, per document and per latent, how many vectors have each count, and bits_entropy.
 
-    def __init__(self, latents: int, documents: int):
+    frequency_L: each latent's, for bits_entropy, which is not summed without.
+    """
+
+    def __init__(self, codec: Dictionary | Callable[[Tensor], Tensor], documents: int, frequency_L: Tensor | None):
+        latents = codec.latents if isinstance(codec, Dictionary) else 0
+        self.codec, self.frequency_L = codec, frequency_L
+        self.entropy_G = torch.zeros(documents, dtype=torch.float64)
         self.active_G = torch.zeros(documents, dtype=torch.float64)
         self.vectors_G = torch.zeros(documents, dtype=torch.float64)
         self.fired_L = torch.zeros(latents, dtype=torch.int64)
@@ -81,6 +101,10 @@ class CodeSums:
         kept_M = chosen_N.repeat_interleave(active_N)
         self.fired_L += torch.bincount(codes.indices_M.cpu()[kept_M], minlength=len(self.fired_L))
         self.counts += torch.bincount(active_N[chosen_N], minlength=len(self.counts))
+        if self.frequency_L is not None and isinstance(self.codec, Dictionary):
+            about = (self.codec.signed, self.codec.fixed_support, self.codec.dense)
+            bits_N = metrics.bits_entropy(codes.indices_M, codes.offsets, self.frequency_L, *about).cpu()
+            self.entropy_G.index_add_(0, documents_N[chosen_N], bits_N[chosen_N])
 
 
 def evaluate(
@@ -88,9 +112,11 @@ def evaluate(
     rows: Rows,
     dictionaries: dict[Site, dict[str, Dictionary]],
     means: dict[str, Means],
+    validation: Iterable[tuple[Tensor, dict[str, Tensor]]],
     *,
     tokens: int,
     splice_tokens: int,
+    quantise: bool = True,
     seed: int = 0,
     draws: int = 1000,
     split: str = "test",
@@ -99,14 +125,21 @@ def evaluate(
 
     Reconstruction is measured on `tokens` of the split, loss and KL on the first `splice_tokens` of those, all in fp32.
     Intervals are the central 95% over `draws` bootstraps of documents.
+
+    validation: (tokens_RC, {site.key: x_RCD}) of whole rows, on which each latent's range and frequency are read; a
+    dictionary is measured with its codes on 256 levels of that range, or, without `quantise`, as they are.
     """
+    seen = calibrate(dictionaries, validation)
     context = rows.tokens.shape[1]
     chosen = permutation(len(rows), seed, "evaluation", 0).numpy()[: max(1, tokens // context)]
     spliced_rows = min(len(chosen), max(1, splice_tokens // context))
     numbers, documents = np.unique(rows.documents[chosen], return_inverse=True)
     documents_RC = torch.from_numpy(documents.reshape(len(chosen), context))
     tokens_RC = torch.from_numpy(rows.tokens[chosen].astype(np.int64))
-    meters = {site: {n: Meter(d, site, len(numbers)) for n, d in named.items()} for site, named in dictionaries.items()}
+    meters = {
+        site: {name: Meter(d, site, len(numbers), seen[site][name], quantise) for name, d in named.items()}
+        for site, named in dictionaries.items()
+    }
     for site in dictionaries:
         for name, codec in codecs(means[site.key]).items():
             meters[site][name] = Meter(codec, site, len(numbers))
@@ -150,9 +183,30 @@ def evaluate(
                 for metric, value, low, high in measured(meter, position0, clean_G, predicted_G, ablated, weights):
                     spliced = metric in ("dce", "kl", "loss_recovered_zero", "loss_recovered_mean")
                     used = spliced_rows if spliced else len(chosen)
-                    about = (position0, split, used * context, *trained(meter.codec))
+                    about = (position0, split, used * context, *trained(meter.codec), meter.grid is not None)
                     table.append([site.hook, name, *describe(meter.codec), metric, value, low, high, *about])
     return pd.DataFrame(table, columns=COLUMNS).astype(dict.fromkeys(WHOLE, "Int64")), densities(meters)
+
+
+@torch.no_grad()
+def calibrate(
+    dictionaries: dict[Site, dict[str, Dictionary]], validation: Iterable[tuple[Tensor, dict[str, Tensor]]]
+) -> dict[Site, dict[str, Calibration]]:
+    """What whole rows of validation text show of every dictionary's codes."""
+    seen = {
+        site: {n: Calibration(d.latents, d.device) for n, d in named.items()} for site, named in dictionaries.items()
+    }
+    for tokens_RC, activations in validation:
+        first_N = at_first(tokens_RC)
+        for site, named in dictionaries.items():
+            for name, dictionary in named.items():
+                seen[site][name].update(dictionary.encode_sparse(activations[site.key].flatten(0, 1)), first_N)
+    return seen
+
+
+def at_first(tokens_RC: Tensor) -> Tensor:
+    """(N): which of the vectors of whole rows are at position 0."""
+    return (torch.arange(tokens_RC.shape[1]) == 0).repeat(len(tokens_RC))
 
 
 def every_meter(meters: dict[Site, dict[str, Meter]]) -> Iterator[tuple[Site, Meter]]:
@@ -208,18 +262,19 @@ def measured(
         yield with_interval("density", lambda w: scale * metrics.ratio_of_sums(codes.active_G, codes.vectors_G)(w))
         yield "dead", (codes.fired_L == 0).double().mean().item(), blank, blank
         yield "bits", bits_per_token(meter.codec, codes), blank, blank
+        yield with_interval("bits_entropy", metrics.ratio_of_sums(codes.entropy_G, codes.vectors_G))
     else:
-        yield from ((name, blank, blank, blank) for name in ("l0", "density", "dead", "bits"))
+        yield from ((name, blank, blank, blank) for name in ("l0", "density", "dead", "bits", "bits_entropy"))
 
 
 def bits_per_token(dictionary: Dictionary, codes: CodeSums | None = None) -> float:
     """metrics.bits of a dictionary: of its k, or, where the number of codes varies, the mean over its own counts."""
-    arguments = (dictionary.latents, dictionary.signed, dictionary.fixed_support)
+    about = (dictionary.signed, dictionary.fixed_support, dictionary.dense)
     if dictionary.adaptive and codes is not None:
-        k = torch.arange(len(codes.counts), dtype=torch.float64)
-        per_count = torch.as_tensor(metrics.bits(arguments[0], k, *arguments[1:]))
+        k = (torch.arange(len(codes.counts), dtype=torch.float64) - dictionary.dense).clamp(min=0)
+        per_count = torch.as_tensor(metrics.bits(dictionary.latents, k, *about))
         return ((per_count * codes.counts).sum() / codes.counts.sum()).item()
-    return float(metrics.bits(arguments[0], dictionary.k, *arguments[1:]))
+    return float(metrics.bits(dictionary.latents, dictionary.k, *about))
 
 
 def describe(codec) -> tuple:

@@ -87,11 +87,16 @@ def load_dictionaries(folder: Path, model: LanguageModel) -> dict[Site, dict[str
     return loaded
 
 
-def evaluate_dictionaries(compared: Comparison, folder: Path, **options: Any) -> pd.DataFrame:
+def evaluate_dictionaries(
+    compared: Comparison, folder: Path, *, validation_tokens: int, **options: Any
+) -> pd.DataFrame:
     """Writes evaluation.csv and latent_density.csv."""
     source = compared.source
     means = position_means(compared)
-    table, densities = evaluate(source.model, source.text.test, compared.all, means, seed=source.seed, **options)
+    validation = source.windows("validation", list(compared.all), validation_tokens)
+    table, densities = evaluate(
+        source.model, source.text.test, compared.all, means, validation, seed=source.seed, **options
+    )
     write_table(densities, folder / "latent_density.csv")
     write_table(table, folder / "evaluation.csv")
     return table

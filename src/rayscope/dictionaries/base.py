@@ -73,6 +73,7 @@ class Dictionary(nn.Module):
     signed: bool
     adaptive: bool = False  # the number of codes varies from vector to vector
     fixed_support: bool = False  # the same k latents are active on every vector
+    dense: int = 0  # so many latents, the last ones, are on in every code, with a sign, beside the k
     provenance: dict[str, Any]
 
     def __init_subclass__(cls, **kwargs):

@@ -18,7 +18,7 @@ from rayscope.report.inputs import FILES, read
 from rayscope.report.latents import contexts
 from rayscope.report.metrics import METRICS
 from rayscope.report.studies import finished
-from rayscope.report.tables import COLUMNS, ROLES, at_k, headline_k, rows, seeds_said
+from rayscope.report.tables import COLUMNS, ROLES, at_k, headline_k, rows, seeds_said, values_said
 from rayscope.report.verdicts import BASELINES, METHODS, answer, verdicts
 
 DETAILS = ("versions", "threads", "started", "seconds", "device", "precision")
@@ -68,6 +68,7 @@ def build(run: Path, studies: Path | None = None) -> Path:
         figures=drawings(found, table),
         contexts=latents,
         seeds=seeds_said(evaluation) if len(evaluation) else "",
+        values=values_said(evaluation),
         roles=ROLES,
         studies=finished(Path(studies)) if studies else [],
     )

@@ -11,7 +11,7 @@ import pandas as pd
 
 from rayscope.report.tables import COLUMNS
 
-TEXT = {"site", "dictionary", "kind", "metric", "position0", "split", "predicate", "token", "labels"}
+TEXT = {"site", "dictionary", "kind", "metric", "position0", "split", "quantised", "predicate", "token", "labels"}
 FEATURES = [
     "site",
     "dictionary",

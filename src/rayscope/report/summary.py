@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rayscope.report.metrics import METRICS
-from rayscope.report.tables import ROLES, at_k, headline_k, rows, seeds_said
+from rayscope.report.tables import ROLES, at_k, headline_k, rows, seeds_said, values_said
 from rayscope.report.verdicts import BASELINES, answer, sentence, verdicts
 
 
@@ -58,4 +58,4 @@ def print_summary(evaluation: pd.DataFrame, console: Console, k: float | None = 
     words = (
         "FVU: share of variance unexplained. dCE: rise of the loss, nats/token. Lower is better. bits: a token's code."
     )
-    console.print(Text(f"{words} {seeds_said(evaluation)}."))
+    console.print(Text(f"{words} {values_said(evaluation)} {seeds_said(evaluation)}."))

@@ -40,9 +40,10 @@ def family(dictionary: str, k: float) -> str:
 def rows(evaluation: pd.DataFrame) -> pd.DataFrame:
     """One row for each site, dictionary, k and position0: nulls on top, learned below.
 
-    Columns: KEYS, role, family, seeds, tokens, trained_tokens, and metric, metric_low, metric_high of every metric.
+    Columns: KEYS, role, family, seeds, tokens, trained_tokens, quantised, and metric, metric_low, metric_high of every metric.
     Several seeds become their mean, and an interval that covers all of theirs. Test rows alone, where there are any.
     """
+    evaluation = evaluation.assign(quantised=quantised(evaluation))
     missing = [column for column in COLUMNS if column not in evaluation]
     if missing:
         raise ValueError(f"the evaluation has no column {missing[0]!r}; its columns should be {', '.join(COLUMNS)}")
@@ -51,7 +52,10 @@ def rows(evaluation: pd.DataFrame) -> pd.DataFrame:
     groups = evaluation.groupby(KEYS, dropna=False, sort=False)
     row = groups.ngroup()
     table = groups.agg(
-        seeds=("seed", "nunique"), tokens=("tokens", "max"), trained_tokens=("trained_tokens", "max")
+        seeds=("seed", "nunique"),
+        tokens=("tokens", "max"),
+        trained_tokens=("trained_tokens", "max"),
+        quantised=("quantised", "all"),
     ).reset_index()
     for column, how in (("value", "mean"), ("low", "min"), ("high", "max")):
         values = pd.to_numeric(evaluation[column]).groupby([row, evaluation["metric"]]).agg(how).unstack()
@@ -64,6 +68,23 @@ def rows(evaluation: pd.DataFrame) -> pd.DataFrame:
         role=table["role"].map(list(ROLES).index), family=table["family"].map(order), kind=table["kind"] != "codec"
     ).sort_values(["site", "position0", "role", "kind", "family", "latents", "k"], kind="stable")
     return table.loc[ranks.index].reset_index(drop=True)
+
+
+def quantised(evaluation: pd.DataFrame) -> pd.Series:
+    """The column `quantised` as booleans; false in a table that was made before there was one."""
+    if "quantised" not in evaluation:
+        return pd.Series(False, index=evaluation.index)
+    return evaluation["quantised"].astype(str).str.lower() == "true"
+
+
+def values_said(evaluation: pd.DataFrame) -> str:
+    """What the codes' values were in FVU and dCE: on the 8 bits that `bits` counts, or not."""
+    coded = quantised(evaluation)[evaluation["kind"] != "codec"]
+    if coded.empty or not coded.any():
+        return "Values are in full precision, not on the 8 bits that bits count."
+    if coded.all():
+        return "Values are on 256 levels, the 8 bits that bits count."
+    return "Values are on 256 levels, the 8 bits that bits count, in some rows alone: see the column quantised."
 
 
 def headline_k(table: pd.DataFrame) -> float:

@@ -7,8 +7,9 @@ import protocol
 import torch
 
 from rayscope.dictionaries import TopK
-from rayscope.evaluation import Meter
+from rayscope.evaluation import Meter, at_first
 from rayscope.memory import keep_freed_memory
+from rayscope.quantisation import Calibration
 from rayscope.sites import Site
 
 settings = protocol.start()
@@ -19,7 +20,9 @@ dictionary.prepare(train_ND[:8192], 10**9)
 dictionary.eval()
 rows = settings.batch // settings.context
 documents_RC = torch.arange(rows)[:, None].expand(rows, settings.context).contiguous()
-meter = Meter(dictionary, Site("blocks.6.hook_resid_pre", settings.width, 6), rows)
+seen = Calibration(dictionary.latents)
+seen.update(dictionary.encode_sparse(train_ND[: rows * settings.context]), at_first(documents_RC))
+meter = Meter(dictionary, Site("blocks.6.hook_resid_pre", settings.width, 6), rows, seen)
 for x_ND in protocol.batches(train_ND, rows * settings.context, settings.seed):
     if settings.measure:
         meter.reconstruct(x_ND.view(rows, settings.context, -1), documents_RC)
