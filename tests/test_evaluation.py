@@ -1,4 +1,4 @@
-"""evaluate() against its metrics computed directly on activations gathered beside it."""
+"""measure() against its metrics computed directly on activations gathered beside it."""
 
 import math
 
@@ -12,7 +12,7 @@ from rayscope import metrics
 from rayscope.activations import permutation
 from rayscope.dictionaries import BatchTopK, Dictionary, TopK
 from rayscope.dictionaries.linear import Linear
-from rayscope.evaluation import Means, bits_per_token, evaluate
+from rayscope.evaluation import Means, bits_per_token, measure
 from rayscope.model import LanguageModel
 from rayscope.pipeline import write_table
 from rayscope.quantisation import Calibration
@@ -44,7 +44,7 @@ ROWS, SPLICED, SEEN = 12, 5, 9
 
 @pytest.fixture(scope="module")
 def world(model: LanguageModel, packed: PackedText):
-    """Sites, dictionaries, means, the tokens that evaluate() will choose, and the activations there."""
+    """Sites, dictionaries, means, the tokens that measure() will choose, and the activations there."""
     sites = resolve(HOOKS, model)
     chosen = permutation(len(packed.test), 0, "evaluation", 0).numpy()[:ROWS]
     tokens_RC = torch.from_numpy(packed.test.tokens[chosen].astype("int64"))
@@ -69,8 +69,9 @@ def world(model: LanguageModel, packed: PackedText):
 def run(world, model: LanguageModel, packed: PackedText, **options) -> tuple[pd.DataFrame, pd.DataFrame]:
     sites, dictionaries, means, _, _ = world
     validation = Source(model, packed).windows("validation", sites, SEEN * 32, rows=4)
-    sizes = {"tokens": ROWS * 32 + 31, "splice_tokens": SPLICED * 32, "draws": 200}
-    return evaluate(model, packed.test, dictionaries, means, validation, **{**sizes, **options})
+    sizes = {"tokens": ROWS * 32 + 31, "splice_tokens": SPLICED * 32}
+    measured = measure(model, packed.test, dictionaries, means, validation, **{**sizes, **options})
+    return measured.table(draws=200), measured.densities()
 
 
 @pytest.fixture(scope="module")

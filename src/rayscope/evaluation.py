@@ -26,6 +26,11 @@ COLUMNS = [
     "site", "dictionary", "kind", "k", "latents", "metric", "value", "low", "high", "position0", "split", "tokens",
     "trained_tokens", "seed", "quantised",
 ]  # fmt: skip
+METRICS = [
+    "fvu", "dce", "kl", "loss_recovered_zero", "loss_recovered_mean", "l2_ratio", "l0", "density", "dead", "bits",
+    "bits_entropy",
+]  # fmt: skip
+SPLICED = ("dce", "kl", "loss_recovered_zero", "loss_recovered_mean")  # on the first splice_tokens alone
 WHOLE = ("k", "latents", "trained_tokens", "seed")  # whole numbers that may be blank
 LOGITS = 2**26  # elements of [R, C, V] that one pass may hold
 
@@ -107,7 +112,85 @@ class CodeSums:
             self.entropy_G.index_add_(0, documents_N[chosen_N], bits_N[chosen_N])
 
 
-def evaluate(
+@dataclass(frozen=True)
+class Measurement:
+    """The sums of every codec of every site over the same documents: any statistic of any resample of them follows."""
+
+    meters: dict[Site, dict[str, Meter]]
+    clean_G: Tensor  # summed loss, clean and with the site's activations at zero, and the number of predictions
+    zero_G: dict[tuple[Site, str], Tensor]
+    predicted_G: Tensor
+    split: str
+    tokens: int
+    splice_tokens: int
+
+    @property
+    def documents(self) -> int:
+        return len(self.clean_G)
+
+    def statistics(self, site: Site, name: str, position0: str = "excluded") -> dict[str, Callable[[Tensor], Tensor]]:
+        """{metric: weights_BG -> [B]} of a codec, over resamples of documents."""
+        meter = self.meters[site][name]
+        sums, codes, loss_G = meter.sums[position0], meter.codes[position0], meter.loss[position0]
+        ratio = metrics.ratio_of_sums
+        ablated = {"zero": self.zero_G[site, position0], "mean": self.meters[site]["mean"].loss[position0]}
+        found = {
+            "fvu": sums.fvu,
+            "dce": ratio(loss_G - self.clean_G, self.predicted_G),
+            "kl": ratio(meter.kl[position0], self.predicted_G),
+            **{
+                f"loss_recovered_{how}": ratio(ablated_G - loss_G, ablated_G - self.clean_G)
+                for how, ablated_G in ablated.items()
+            },
+            "l2_ratio": sums.l2_ratio,
+        }
+        if meter.latents:
+            found |= {
+                "l0": ratio(codes.active_G, codes.vectors_G),
+                "density": ratio(codes.active_G / meter.latents, codes.vectors_G),
+                "bits_entropy": ratio(codes.entropy_G, codes.vectors_G),
+            }
+        return found
+
+    def table(self, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
+        """One row for each site, codec, metric and position0; blank where a codec has no such metric.
+
+        Intervals are the central 95% over `draws` bootstraps of documents.
+        """
+        weights_BG = metrics.bootstrap_weights(self.documents, draws, seed)
+        ones, blank, rows = torch.ones(1, self.documents, dtype=torch.float64), float("nan"), []
+        for site, named in self.meters.items():
+            for name, meter in named.items():
+                for position0 in ("excluded", "included"):
+                    found = {
+                        metric: (statistic(ones).item(), *metrics.interval(statistic, weights_BG))
+                        for metric, statistic in self.statistics(site, name, position0).items()
+                    }
+                    if isinstance(meter.codec, Dictionary):
+                        codes = meter.codes[position0]
+                        found["dead"] = ((codes.fired_L == 0).double().mean().item(), blank, blank)
+                        found["bits"] = (bits_per_token(meter.codec, codes), blank, blank)
+                    for metric in METRICS:
+                        used = self.splice_tokens if metric in SPLICED else self.tokens
+                        about = (position0, self.split, used, *trained(meter.codec), meter.grid is not None)
+                        numbers = found.get(metric, (blank, blank, blank))
+                        rows.append([site.hook, name, *describe(meter.codec), metric, *numbers, *about])
+        return pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(WHOLE, "Int64"))
+
+    def densities(self) -> pd.DataFrame:
+        """site, dictionary, latent, density (position 0 left out)."""
+        columns, tables = ["site", "dictionary", "latent", "density"], []
+        for site, named in self.meters.items():
+            for name, meter in named.items():
+                if meter.latents:
+                    codes = meter.codes["excluded"]
+                    density = (codes.fired_L.double() / codes.vectors_G.sum()).numpy()
+                    about = {"site": site.hook, "dictionary": name, "latent": range(meter.latents)}
+                    tables.append(pd.DataFrame({**about, "density": density}))
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
+
+
+def measure(
     model: LanguageModel,
     rows: Rows,
     dictionaries: dict[Site, dict[str, Dictionary]],
@@ -118,13 +201,11 @@ def evaluate(
     splice_tokens: int,
     quantise: bool = True,
     seed: int = 0,
-    draws: int = 1000,
     split: str = "test",
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(metrics, latent densities) of every dictionary, and of the identity, mean and position-0 codecs, at each site.
+) -> Measurement:
+    """Every dictionary, and the identity, mean and position-0 codecs, at each site.
 
     Reconstruction is measured on `tokens` of the split, loss and KL on the first `splice_tokens` of those, all in fp32.
-    Intervals are the central 95% over `draws` bootstraps of documents.
 
     validation: (tokens_RC, {site.key: x_RCD}) of whole rows, on which each latent's range and frequency are read; a
     dictionary is measured with its codes on 256 levels of that range, or, without `quantise`, as they are.
@@ -174,18 +255,8 @@ def evaluate(
                     add(meter.loss[position0], targets, loss)
                     add(meter.kl[position0], targets, divergence)
                 advance(part.numel())
-    table = []
-    weights = metrics.bootstrap_weights(len(numbers), draws, seed)
-    for site in sites:
-        for name, meter in meters[site].items():
-            for position0 in ("excluded", "included"):
-                ablated = {"zero": zero_G[site, position0], "mean": meters[site]["mean"].loss[position0]}
-                for metric, value, low, high in measured(meter, position0, clean_G, predicted_G, ablated, weights):
-                    spliced = metric in ("dce", "kl", "loss_recovered_zero", "loss_recovered_mean")
-                    used = spliced_rows if spliced else len(chosen)
-                    about = (position0, split, used * context, *trained(meter.codec), meter.grid is not None)
-                    table.append([site.hook, name, *describe(meter.codec), metric, value, low, high, *about])
-    return pd.DataFrame(table, columns=COLUMNS).astype(dict.fromkeys(WHOLE, "Int64")), densities(meters)
+    about = (split, len(chosen) * context, spliced_rows * context)
+    return Measurement(meters, clean_G, zero_G, predicted_G, *about)
 
 
 @torch.no_grad()
@@ -236,37 +307,6 @@ def add(sums_G: Tensor, documents_N: Tensor, values: Tensor) -> None:
     sums_G.index_add_(0, documents_N, values.flatten().double().cpu())
 
 
-def measured(
-    meter: Meter, position0: str, clean_G: Tensor, predicted_G: Tensor, ablated: dict[str, Tensor], weights: Tensor
-) -> Iterator[tuple[str, float, float, float]]:
-    """(metric, value, low, high) in the order of the table."""
-    blank = float("nan")
-    ones = torch.ones(1, weights.shape[1], dtype=weights.dtype)
-
-    def with_interval(name: str, statistic: Callable[[Tensor], Tensor]):
-        return name, statistic(ones).item(), *metrics.interval(statistic, weights)
-
-    def recovered(ablated_G: Tensor) -> Callable[[Tensor], Tensor]:
-        return metrics.ratio_of_sums(ablated_G - meter.loss[position0], ablated_G - clean_G)
-
-    sums, codes = meter.sums[position0], meter.codes[position0]
-    yield with_interval("fvu", sums.fvu)
-    yield with_interval("dce", metrics.ratio_of_sums(meter.loss[position0] - clean_G, predicted_G))
-    yield with_interval("kl", metrics.ratio_of_sums(meter.kl[position0], predicted_G))
-    for ablation, ablated_G in ablated.items():
-        yield with_interval(f"loss_recovered_{ablation}", recovered(ablated_G))
-    yield with_interval("l2_ratio", sums.l2_ratio)
-    if isinstance(meter.codec, Dictionary):
-        yield with_interval("l0", metrics.ratio_of_sums(codes.active_G, codes.vectors_G))
-        scale = 1 / meter.latents
-        yield with_interval("density", lambda w: scale * metrics.ratio_of_sums(codes.active_G, codes.vectors_G)(w))
-        yield "dead", (codes.fired_L == 0).double().mean().item(), blank, blank
-        yield "bits", bits_per_token(meter.codec, codes), blank, blank
-        yield with_interval("bits_entropy", metrics.ratio_of_sums(codes.entropy_G, codes.vectors_G))
-    else:
-        yield from ((name, blank, blank, blank) for name in ("l0", "density", "dead", "bits", "bits_entropy"))
-
-
 def bits_per_token(dictionary: Dictionary, codes: CodeSums | None = None) -> float:
     """metrics.bits of a dictionary: of its k, or, where the number of codes varies, the mean over its own counts."""
     about = (dictionary.signed, dictionary.fixed_support, dictionary.dense)
@@ -286,23 +326,3 @@ def trained(codec) -> tuple:
     """trained_tokens, seed."""
     known = codec.provenance if isinstance(codec, Dictionary) else {}
     return known.get("tokens"), known.get("seed")
-
-
-def densities(meters: dict[Site, dict[str, Meter]]) -> pd.DataFrame:
-    """site, dictionary, latent, density (position 0 left out)."""
-    tables = []
-    for site, named in meters.items():
-        for name, meter in named.items():
-            if meter.latents:
-                codes = meter.codes["excluded"]
-                density = (codes.fired_L.double() / codes.vectors_G.sum()).numpy()
-                tables.append(
-                    pd.DataFrame(
-                        {"site": site.hook, "dictionary": name, "latent": range(meter.latents), "density": density}
-                    )
-                )
-    return (
-        pd.concat(tables, ignore_index=True)
-        if tables
-        else pd.DataFrame(columns=["site", "dictionary", "latent", "density"])
-    )

@@ -14,7 +14,7 @@ from rayscope.comparison import Comparison, headline_budget, position_means
 from rayscope.console import say
 from rayscope.contexts import top_contexts
 from rayscope.dictionaries import Dictionary, Learned, find, load
-from rayscope.evaluation import bits_per_token, evaluate
+from rayscope.evaluation import Measurement, bits_per_token, measure
 from rayscope.features import appearance, choose_tokens, token_features, with_appearance
 from rayscope.files import write_whole
 from rayscope.model import LanguageModel
@@ -87,17 +87,18 @@ def load_dictionaries(folder: Path, model: LanguageModel) -> dict[Site, dict[str
     return loaded
 
 
-def evaluate_dictionaries(
-    compared: Comparison, folder: Path, *, validation_tokens: int, **options: Any
-) -> pd.DataFrame:
-    """Writes evaluation.csv and latent_density.csv."""
+def measure_compared(compared: Comparison, *, validation_tokens: int, **options: Any) -> Measurement:
     source = compared.source
-    means = position_means(compared)
     validation = source.windows("validation", list(compared.all), validation_tokens)
-    table, densities = evaluate(
-        source.model, source.text.test, compared.all, means, validation, seed=source.seed, **options
-    )
-    write_table(densities, folder / "latent_density.csv")
+    means = position_means(compared)
+    return measure(source.model, source.text.test, compared.all, means, validation, seed=source.seed, **options)
+
+
+def evaluate_dictionaries(compared: Comparison, folder: Path, *, draws: int, **options: Any) -> pd.DataFrame:
+    """Writes evaluation.csv and latent_density.csv."""
+    measured = measure_compared(compared, **options)
+    table = measured.table(draws, compared.source.seed)
+    write_table(measured.densities(), folder / "latent_density.csv")
     write_table(table, folder / "evaluation.csv")
     return table
 
