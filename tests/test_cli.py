@@ -82,7 +82,7 @@ def wrong(capsys):
     ("argv", "said"),
     [
         (["trian"], "no command 'trian'; nearest: train"),
-        (["zzz"], "no command 'zzz'; there are demo, train, evaluate, features, report, sites"),
+        (["zzz"], "no command 'zzz'; there are demo, train, evaluate, features, study, report, sites"),
         (["train", "tokns=3"], "no option 'tokns'; nearest: tokens"),
         (["train", "stream.batchsize=3"], "no option 'stream.batchsize'; nearest: stream.batch_size"),
         (["evaluate", "k=3"], "no option 'k'; nearest: model, text,"),
