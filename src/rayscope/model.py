@@ -3,6 +3,7 @@
 R rows, C context (positions), D d_model, V vocabulary.
 """
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterable
@@ -68,6 +69,14 @@ class LanguageModel:
     def provenance(self) -> dict[str, str]:
         return {"name": self.name, "sha256": self.fingerprint, "weights": "raw"}
 
+    def randomised(self, seed: int = 0) -> "LanguageModel":
+        """A model of the same shape and tokenizer with the weights that GPT-2 starts from: what training put in is gone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = type(self.network)(copy.deepcopy(self.network.config))
+        network.eval().requires_grad_(False).to(self.device)
+        return LanguageModel(f"{self.name} (random weights, seed {seed})", network, self.tokenizer, self.device)
+
     def embed(self, tokens_RC: Tensor) -> Tensor:
         transformer = self.network.transformer
         positions = torch.arange(tokens_RC.shape[1], device=tokens_RC.device)
@@ -127,8 +136,6 @@ class LanguageModel:
 
     def bridge(self):
         """The same weights as a TransformerLens `TransformerBridge`, for going on with hooks of your own."""
-        import copy
-
         from transformer_lens.model_bridge import TransformerBridge
 
         network = copy.deepcopy(self.network)
