@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rayscope.activations import ActivationStream, Batch
+from rayscope.activations import ActivationStream, Batch, generator_of
 from rayscope.model import LanguageModel
 from rayscope.pipeline import tokens_of
 from rayscope.sites import all_sites, resolve
@@ -266,3 +266,28 @@ def test_sizes_that_cannot_be_are_refused(model: LanguageModel, packed: PackedTe
     stream_of(model, few, batch_size=left, exclude=few.tokens[0, 1:2].tolist())
     with pytest.raises(ValueError, match="precision=fp8: fp32 or bf16"):
         stream_of(model, packed.train, precision="fp8")
+
+
+def test_labels_are_those_of_the_batch_and_need_no_model(model: LanguageModel, packed: PackedText):
+    stream, blind = stream_of(model, packed.train), stream_of(model, packed.train)
+    blind.model = None  # type: ignore[assignment]
+    for number in (0, 13, 5):
+        labels = blind.labels(number)
+        assert labels.activations == {}
+        assert all(torch.equal(a, b) for a, b in zip(labels.labels, stream[number].labels, strict=True))
+
+
+def test_join_is_the_batches_in_order(model: LanguageModel, packed: PackedText):
+    batches = list(stream_of(model, packed.train, tokens=64 * 3))
+    whole = Batch.join(batches)
+    assert len(whole) == 64 * 3
+    assert all(equal(whole.take(torch.arange(64 * i, 64 * (i + 1))), batch) for i, batch in enumerate(batches))
+    with pytest.raises(ValueError, match="batches: none was given"):
+        Batch.join([])
+
+
+def test_generators_of_two_keys_have_nothing_in_common():
+    keys = [("a", 1, 2), ("a", 12), ("a", 1, 3), ("b", 1, 2), ("a", "1", 2)]
+    drawn = torch.stack([torch.randn(4000, generator=generator_of(*key)) for key in keys])
+    assert torch.equal(drawn[0], torch.randn(4000, generator=generator_of("a", 1, 2)))
+    assert (torch.corrcoef(drawn) - torch.eye(len(keys))).abs().max() < 0.08  # five standard errors

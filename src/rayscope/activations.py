@@ -1,9 +1,11 @@
-"""ActivationStream: shuffled batches of activations at every site at once, a function of (seed, batch number).
+"""Stream: batches by number. ActivationStream: shuffled activations at every site at once, a function of (seed, batch number).
 
 R rows, C context, N vectors of a batch, D site width.
 """
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,13 +30,71 @@ class Batch:
     def __len__(self) -> int:
         return len(self.tokens_N)
 
+    @property
+    def labels(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.tokens_N, self.previous_N, self.documents_N, self.positions_N
+
     def to(self, device: torch.device | str) -> "Batch":
         move = {key: x.to(device, non_blocking=True) for key, x in self.activations.items()}
-        rest = (self.tokens_N, self.previous_N, self.documents_N, self.positions_N)
-        return Batch(*(t.to(device, non_blocking=True) for t in rest), activations=move)
+        return Batch(*(t.to(device, non_blocking=True) for t in self.labels), activations=move)
+
+    def take(self, chosen: Tensor) -> "Batch":
+        taken = {key: x.index_select(0, chosen) for key, x in self.activations.items()}
+        return Batch(*(t[chosen] for t in self.labels), activations=taken)
+
+    @classmethod
+    def join(cls, batches: Iterable["Batch"]) -> "Batch":
+        """One batch of all the vectors, in order."""
+        parts = list(batches)
+        if not parts:
+            raise ValueError("batches: none was given; join needs at least one")
+        whole = {key: torch.cat([part.activations[key] for part in parts]) for key in parts[0].activations}
+        return cls(*(torch.cat(each) for each in zip(*(part.labels for part in parts), strict=True)), activations=whole)
 
 
-class ActivationStream:
+class Stream(ABC):
+    """What dictionaries train on and baselines fit from: `length` batches of `batch_size` vectors at every site.
+
+    A subclass makes batch `number` from the number alone (any number from 0 on, past the length too), on the CPU, so
+    the whole state is the next batch's number and a resumed run sees what the uninterrupted one would. Sized, because
+    Lightning loses a batch at each resume of an unsized one. device: where training on it runs.
+    """
+
+    def __init__(self, sites: Sequence[Site], *, tokens: int, batch_size: int):
+        if batch_size < 1 or tokens < batch_size:
+            raise ValueError(f"tokens={tokens} is less than one batch of {batch_size}")
+        self.sites, self.batch_size, self.length = tuple(sites), batch_size, tokens // batch_size
+        self.next_batch = 0
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    @abstractmethod
+    def __getitem__(self, number: int) -> Batch: ...
+
+    def labels(self, number: int) -> Batch:
+        """The batch without its activations, which a subclass need not make for it."""
+        return Batch(*self[number].labels, activations={})
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches from the state on; at the end the state returns to the first."""
+        while self.next_batch < self.length:
+            self.next_batch += 1  # before the batch goes out: a checkpoint taken after it must not repeat it
+            yield self[self.next_batch - 1]
+        self.next_batch = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"next_batch": self.next_batch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.next_batch = state["next_batch"]
+
+
+class ActivationStream(Stream):
     """A sized, stateful stream of batches of `batch_size` vectors, `tokens` in all.
 
     Rows are read in an order drawn anew for each pass over the text; as many whole batches of their positions as
@@ -64,8 +124,7 @@ class ActivationStream:
     ):
         if precision not in ("fp32", "bf16"):
             raise ValueError(f"precision={precision}: fp32 or bf16")
-        if batch_size < 1 or tokens < batch_size:
-            raise ValueError(f"tokens={tokens} is less than one batch of {batch_size}")
+        super().__init__(sites, tokens=tokens, batch_size=batch_size)
         self.context = rows.tokens.shape[1]
         self.batches_a_round = round_tokens // batch_size
         if not self.batches_a_round:
@@ -78,43 +137,30 @@ class ActivationStream:
                 f"text: {self.pass_size} positions, without position 0 and special tokens, are less than one batch of "
                 f"{batch_size}; give more text"
             )
-        self.model, self.rows, self.sites, self.seed, self.precision = model, rows, tuple(sites), seed, precision
-        self.batch_size, self.harvest_rows = batch_size, harvest_rows
-        self.length = tokens // batch_size
-        self.next_batch = 0
-        self._round: tuple[int, Batch, Tensor] | None = None
+        self.model, self.rows, self.seed, self.precision = model, rows, seed, precision
+        self.harvest_rows = harvest_rows
+        self._rounds: dict[str, tuple[int, Batch, Tensor]] = {}
 
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[Batch]:
-        """The batches from the state on; at the end the state returns to the first."""
-        while self.next_batch < self.length:
-            self.next_batch += 1  # before the batch goes out: a checkpoint taken after it must not repeat it
-            yield self[self.next_batch - 1]
-        self.next_batch = 0
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
 
     def __getitem__(self, number: int) -> Batch:
+        return self._cut("harvested", self.harvest, number)
+
+    def labels(self, number: int) -> Batch:
+        """The batch without its activations; the model is not run."""
+        return self._cut("read", self.read, number)
+
+    def _cut(self, kind: str, whole: Callable[[np.ndarray], Batch], number: int) -> Batch:
+        """Batch `number` of its shuffled round, which stays in memory until another is asked for."""
         round_number, place = divmod(number, self.batches_a_round)
-        if self._round is None or self._round[0] != round_number:
-            self._round = None  # two rounds never lie in memory together
+        if self._rounds.get(kind, (None,))[0] != round_number:
+            self._rounds.pop(kind, None)  # two rounds never lie in memory together
             row_numbers, order = self.plan(round_number)
-            self._round = (round_number, self.harvest(row_numbers), order)
-        _, harvested, order = self._round
-        chosen = order[place * self.batch_size : (place + 1) * self.batch_size]
-        return Batch(
-            harvested.tokens_N[chosen],
-            harvested.previous_N[chosen],
-            harvested.documents_N[chosen],
-            harvested.positions_N[chosen],
-            {key: x.index_select(0, chosen) for key, x in harvested.activations.items()},
-        )
-
-    def state_dict(self) -> dict[str, int]:
-        return {"next_batch": self.next_batch}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.next_batch = state["next_batch"]
+            self._rounds[kind] = (round_number, whole(row_numbers), order)
+        _, found, order = self._rounds[kind]
+        return found.take(order[place * self.batch_size : (place + 1) * self.batch_size])
 
     def plan(self, number: int) -> tuple[np.ndarray, Tensor]:
         """(row numbers, order): the rows that hold a round's positions, and these among the harvested ones, shuffled.
@@ -141,7 +187,6 @@ class ActivationStream:
         size, per_row = len(row_numbers), self.context - 1
         buffers = {site.key: torch.empty(size * per_row, site.width) for site in self.sites}
         tokens_RC = torch.from_numpy(self.rows.tokens[row_numbers].astype(np.int64))
-        documents_RC = torch.from_numpy(self.rows.documents[row_numbers].astype(np.int64))
         for start in range(0, size, self.harvest_rows):
             part = tokens_RC[start : start + self.harvest_rows].to(self.model.device)
             with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
@@ -150,10 +195,15 @@ class ActivationStream:
                 x_ND = buffers[site.key][start * per_row : (start + len(part)) * per_row]
                 x_ND.view(len(part), per_row, -1).copy_(found[site.key][:, 1:])  # leaves position 0 out, in one copy
                 check_finite(x_ND, site, self.model.name)
-        positions = torch.arange(1, self.context).repeat(size)
-        return Batch(
-            tokens_RC[:, 1:].flatten(), tokens_RC[:, :-1].flatten(), documents_RC[:, 1:].flatten(), positions, buffers
-        )
+        return Batch(*self.read(row_numbers).labels, activations=buffers)
+
+    def read(self, row_numbers: np.ndarray) -> Batch:
+        """What is known of the rows' positions 1, 2, ... without the model."""
+        tokens_RC = torch.from_numpy(self.rows.tokens[row_numbers].astype(np.int64))
+        documents_RC = torch.from_numpy(self.rows.documents[row_numbers].astype(np.int64))
+        labels = tokens_RC[:, 1:], tokens_RC[:, :-1], documents_RC[:, 1:]
+        positions_N = torch.arange(1, self.context).repeat(len(row_numbers))
+        return Batch(*(label.flatten() for label in labels), positions_N, activations={})
 
 
 def stream_positions(rows: Rows, exclude: Sequence[int], chunk: int = 2**24) -> np.ndarray:
@@ -179,3 +229,9 @@ def permutation(size: int, seed: int, stream: str, number: int) -> Tensor:
     """A permutation drawn from (seed, stream, number)."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + int(number)) * len(STREAMS) + STREAMS[stream])
     return torch.randperm(size, generator=generator)
+
+
+def generator_of(*key: str | int) -> torch.Generator:
+    """A generator for the key: another key, unrelated numbers."""
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
-from rayscope.activations import ActivationStream, Batch
+from rayscope.activations import Batch, Stream
 from rayscope.console import progress, say
 from rayscope.dictionaries import Learned
 from rayscope.sites import Site
@@ -167,7 +167,7 @@ class Bar(Callback):
 
 
 def train(
-    stream: ActivationStream,
+    stream: Stream,
     dictionaries: dict[Site, dict[str, Learned]],
     folder: Path,
     *,
@@ -187,7 +187,7 @@ def train(
     """
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    steps, device = len(stream), stream.model.device
+    steps, device = len(stream), stream.device
     tokens = steps * stream.batch_size
     checkpoint = folder / CHECKPOINT
     resumed = checkpoint.is_file()
@@ -234,9 +234,7 @@ def train(
 
 
 @torch.no_grad()
-def prepare(
-    stream: ActivationStream, dictionaries: dict[Site, dict[str, Learned]], tokens: int, sample: int = 8192
-) -> None:
+def prepare(stream: Stream, dictionaries: dict[Site, dict[str, Learned]], tokens: int, sample: int = 8192) -> None:
     """Starts every dictionary from the same first vectors of the stream."""
     batches = [stream[number] for number in range(min(len(stream), -(-sample // stream.batch_size)))]
     window = max(1, min(10_000_000, tokens // 10))
