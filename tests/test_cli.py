@@ -413,7 +413,7 @@ def test_hydra_flags(capsys):
 
 def test_help_and_version(capsys):
     main(["--help"])
-    assert "rayscope demo|train|evaluate|features|sites|report" in capsys.readouterr().out
+    assert "rayscope demo|train|evaluate|features|study|sites|report" in capsys.readouterr().out
     main(["--version"])
     assert capsys.readouterr().out == f"rayscope {__version__}\n"
 
@@ -421,7 +421,7 @@ def test_help_and_version(capsys):
 @pytest.mark.parametrize(
     ("line", "choices"),
     [
-        ("rayscope ", "demo train evaluate features report sites benchmark"),
+        ("rayscope ", "demo train evaluate features study report sites benchmark"),
         ("rayscope de", "demo"),
         ("rayscope train text=f", "text=files text=fineweb"),
         ("rayscope evaluate evaluation.t", "evaluation.tokens="),
