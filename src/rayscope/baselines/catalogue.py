@@ -37,19 +37,14 @@ class SiteFit:
         return self.moments.mean_D.float()
 
 
-def fit_sites(model: LanguageModel, sites: Iterable[Site], batches: Iterable[Batch]) -> dict[str, SiteFit]:
-    """{site.key: fit}, in one pass over the batches."""
-    blocks = model.network.transformer.h
+def fit_sites(model: LanguageModel | None, sites: Iterable[Site], batches: Iterable[Batch]) -> dict[str, SiteFit]:
+    """{site.key: fit}, in one pass over the batches. Without a model (a planted world): no matrices, one token, 0."""
     fits = {
         site.key: SiteFit(
             site,
             Moments(),
-            TokenSums(model.network.config.vocab_size, site.width),
-            {
-                "W_E": model.network.transformer.wte.weight,
-                "W_in": blocks[site.layer].mlp.c_fc.weight,
-                "W_out": blocks[site.layer].mlp.c_proj.weight,
-            },
+            TokenSums(model.network.config.vocab_size if model else 1, site.width),
+            matrices(model, site) if model else {},
         )
         for site in sites
     }
@@ -58,6 +53,12 @@ def fit_sites(model: LanguageModel, sites: Iterable[Site], batches: Iterable[Bat
             fit.moments.update(batch.activations[key])
             fit.token_sums.update(batch.tokens_N, batch.activations[key])
     return fits
+
+
+def matrices(model: LanguageModel, site: Site) -> dict[str, Tensor]:
+    transformer = model.network.transformer
+    mlp = transformer.h[site.layer].mlp
+    return {"W_E": transformer.wte.weight, "W_in": mlp.c_fc.weight, "W_out": mlp.c_proj.weight}
 
 
 def pca_prefix(fit: SiteFit) -> Dictionary:
