@@ -67,14 +67,15 @@ class Meter:
         self.loss = {p: zeros() for p in ("excluded", "included")}
         self.kl = {p: zeros() for p in ("excluded", "included")}
 
-    def reconstruct(self, x_RCD: Tensor, documents_RC: Tensor) -> Tensor:
+    def reconstruct(self, x_RCD: Tensor, tokens_RC: Tensor, documents_RC: Tensor) -> Tensor:
         """x_hat_RCD; its errors and codes are added to the sums."""
         x_ND, documents_N = x_RCD.flatten(0, 1), documents_RC.flatten()
         first_N = at_first(documents_RC)
         later_N = ~first_N
         if isinstance(self.codec, Dictionary):
-            codes = self.codec.encode_sparse(x_ND)
-            x_hat_ND = self.codec.decode_sparse(self.grid.quantise(codes, first_N) if self.grid else codes)
+            dictionary = self.codec.for_tokens(tokens_RC.flatten().to(x_ND.device))
+            codes = dictionary.encode_sparse(x_ND)
+            x_hat_ND = dictionary.decode_sparse(self.grid.quantise(codes, first_N) if self.grid else codes)
             self.codes["included"].update(codes, documents_N, torch.ones_like(later_N))
             self.codes["excluded"].update(codes, documents_N, later_N)
         else:
@@ -229,7 +230,7 @@ def measure(
         (site, p): torch.zeros(len(numbers), dtype=torch.float64) for site in meters for p in ("excluded", "included")
     }
     sites = list(dictionaries)
-    step = max(1, LOGITS // (context * model.network.config.vocab_size))
+    step = max(1, LOGITS // (context * model.vocabulary))
     every = sum(map(len, meters.values()))
     with progress("evaluating", every * len(chosen) * context) as advance, torch.no_grad():
         pieces = [*range(0, spliced_rows, step), *range(spliced_rows, len(chosen), step), len(chosen)]
@@ -238,7 +239,7 @@ def measure(
             if start >= spliced_rows:
                 found = model.activations(part.to(model.device), sites)
                 for site, meter in every_meter(meters):
-                    meter.reconstruct(found[site.key], ids)
+                    meter.reconstruct(found[site.key], part, ids)
                     advance(part.numel())
                 continue
             clean = Clean.run(model, part, sites)
@@ -250,7 +251,7 @@ def measure(
                 for position0, loss, _ in both(clean, site, nothing):
                     add(zero_G[site, position0], targets, loss)
             for site, meter in every_meter(meters):
-                x_hat = meter.reconstruct(clean.activations[site.key], ids)
+                x_hat = meter.reconstruct(clean.activations[site.key], part, ids)
                 for position0, loss, divergence in both(clean, site, x_hat):
                     add(meter.loss[position0], targets, loss)
                     add(meter.kl[position0], targets, divergence)
@@ -271,7 +272,9 @@ def calibrate(
         first_N = at_first(tokens_RC)
         for site, named in dictionaries.items():
             for name, dictionary in named.items():
-                seen[site][name].update(dictionary.encode_sparse(activations[site.key].flatten(0, 1)), first_N)
+                x_ND = activations[site.key].flatten(0, 1)
+                told = dictionary.for_tokens(tokens_RC.flatten().to(x_ND.device))
+                seen[site][name].update(told.encode_sparse(x_ND), first_N)
     return seen
 
 

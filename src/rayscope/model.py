@@ -54,6 +54,10 @@ class LanguageModel:
         return self.network.config.n_inner or 4 * self.d_model
 
     @property
+    def vocabulary(self) -> int:
+        return self.network.config.vocab_size
+
+    @property
     def context(self) -> int:
         return self.network.config.n_positions
 

@@ -69,7 +69,7 @@ class DictionaryTrainer(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         losses: list[Tensor] = []
         for key, _, dictionary in self.each():
-            losses += dictionary.losses(batch.activations[key]).values()
+            losses += dictionary.for_tokens(batch.tokens_N).losses(batch.activations[key]).values()
         return torch.stack(losses).sum()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -237,11 +237,12 @@ def train(
 def prepare(stream: Stream, dictionaries: dict[Site, dict[str, Learned]], tokens: int, sample: int = 8192) -> None:
     """Starts every dictionary from the same first vectors of the stream."""
     batches = [stream[number] for number in range(min(len(stream), -(-sample // stream.batch_size)))]
+    tokens_N = torch.cat([batch.tokens_N for batch in batches])
     window = max(1, min(10_000_000, tokens // 10))
     for site, named in dictionaries.items():
         x_ND = torch.cat([batch.activations[site.key] for batch in batches])
         for dictionary in named.values():
-            dictionary.prepare(x_ND, window)
+            dictionary.for_tokens(tokens_N).prepare(x_ND, window)
 
 
 @torch.no_grad()
@@ -249,10 +250,11 @@ def calibrate(batches: Iterable[Batch], dictionaries: dict[Site, dict[str, Learn
     batches = list(batches)
     if not batches:
         return
+    tokens_N = torch.cat([batch.tokens_N for batch in batches]).to(device)
     for site, named in dictionaries.items():
         x_ND = torch.cat([batch.activations[site.key] for batch in batches]).to(device)
         for dictionary in named.values():
-            dictionary.calibrate(x_ND)
+            dictionary.for_tokens(tokens_N).calibrate(x_ND)
 
 
 def log_spaced(steps: int, count: int) -> list[int]:

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors.torch import load as load_tensors
@@ -63,7 +63,7 @@ class Dictionary(nn.Module):
 
     A subclass sets `kind` (its name in config.json), `signed`, `directions` (L, D), `bias` (D), `encode_sparse` and
     `arguments`; it is rebuilt as `cls(**arguments())` and `load_state_dict`. A ray dictionary has `signed` False: its
-    codes are never negative.
+    codes are never negative, but for those of its last `dense` latents, which are signed and always on, beside its k.
     """
 
     kind: str
@@ -73,7 +73,8 @@ class Dictionary(nn.Module):
     signed: bool
     adaptive: bool = False  # the number of codes varies from vector to vector
     fixed_support: bool = False  # the same k latents are active on every vector
-    dense: int = 0  # so many latents, the last ones, are on in every code, with a sign, beside the k
+    dense: int = 0  # so many latents, the last, are active on every vector with either sign, and not counted in k
+    side: str | None = None  # what it knows beside x, by `for_tokens`
     provenance: dict[str, Any]
 
     def __init_subclass__(cls, **kwargs):
@@ -119,6 +120,10 @@ class Dictionary(nn.Module):
         other.load_weights(self.weights())
         other.provenance = dict(self.provenance)
         return other.eval()
+
+    def for_tokens(self, tokens_N: Tensor) -> Self:
+        """This dictionary for N vectors read at these tokens: what encodes, decodes or learns from exactly those."""
+        return self
 
     def encode(self, x_ND: Tensor) -> Tensor:
         return self.encode_sparse(x_ND).dense()

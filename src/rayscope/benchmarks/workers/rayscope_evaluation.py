@@ -20,12 +20,13 @@ dictionary.prepare(train_ND[:8192], 10**9)
 dictionary.eval()
 rows = settings.batch // settings.context
 documents_RC = torch.arange(rows)[:, None].expand(rows, settings.context).contiguous()
+tokens_RC = torch.zeros_like(documents_RC)  # TopK does not ask
 seen = Calibration(dictionary.latents)
 seen.update(dictionary.encode_sparse(train_ND[: rows * settings.context]), at_first(documents_RC))
 meter = Meter(dictionary, Site("blocks.6.hook_resid_pre", settings.width, 6), rows, seen)
 for x_ND in protocol.batches(train_ND, rows * settings.context, settings.seed):
     if settings.measure:
-        meter.reconstruct(x_ND.view(rows, settings.context, -1), documents_RC)
+        meter.reconstruct(x_ND.view(rows, settings.context, -1), tokens_RC, documents_RC)
     else:
         dictionary.encode_sparse(x_ND)
 protocol.finish("rayscope")
