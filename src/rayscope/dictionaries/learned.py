@@ -15,7 +15,8 @@ from rayscope.dictionaries.base import Codes, Dictionary
 from rayscope.dictionaries.kernels import Plan, gather_dot, sparse_decode
 from rayscope.dictionaries.selection import products
 
-DECODERS = ("learned", "frozen")
+DECODERS = ("learned", "frozen", "soft_frozen")
+ENCODERS = ("learned", "frozen")
 
 
 class Learned(Dictionary):
@@ -23,6 +24,9 @@ class Learned(Dictionary):
 
     s is one number that makes E|s x|^2 = D. Codes are in the units of x: z / s. Gradients never reach x. A subclass
     says how latents are chosen: `choose` while it trains, `entries` when it is used (exactly, in full precision).
+
+    decoder: learned; frozen, its rows stay as drawn; soft_frozen, each stays within cosine min_cosine of the row drawn.
+    encoder: learned; frozen, W_enc stays as drawn (its biases learn).
     """
 
     training_only: tuple[str, ...] = (
@@ -30,9 +34,12 @@ class Learned(Dictionary):
         "fired_L",
         "counted",
         "dead_window",
+        "initial_LD",
     )  # state of a checkpoint, not of a saved dictionary
     exact_choice: bool = False  # to measure what choosing in bfloat16, where that pays, costs: see the benchmark
+    min_cosine = 0.8
     last: dict[str, Tensor]
+    initial_LD: Tensor | None  # the rows drawn, of a soft-frozen decoder
     scale: Tensor
     silent_L: Tensor
     dead_window: Tensor
@@ -46,6 +53,7 @@ class Learned(Dictionary):
         k: int,
         seed: int = 0,
         decoder: str = "learned",
+        encoder: str = "learned",
         lr: float | None = None,
         auxk: int | None = None,
         auxk_coefficient: float = 1 / 32,
@@ -53,21 +61,24 @@ class Learned(Dictionary):
         super().__init__(width, latents, k)
         if decoder not in DECODERS:
             raise ValueError(f"decoder={decoder!r}; it is one of {', '.join(DECODERS)}")
+        if encoder not in ENCODERS:
+            raise ValueError(f"encoder={encoder!r}; it is one of {', '.join(ENCODERS)}")
         if lr is not None and not lr > 0:
             raise ValueError(f"lr={lr} must be above 0 (null: 2e-4 / sqrt(latents / 2**14))")
         if auxk is not None and not 0 <= auxk <= latents:
             raise ValueError(f"auxk={auxk} must be between 0 (off) and the {latents} latents")
         if not auxk_coefficient >= 0:
             raise ValueError(f"auxk_coefficient={auxk_coefficient} must be at least 0")
-        self.seed, self.decoder = seed, decoder
+        self.seed, self.decoder, self.encoder = seed, decoder, encoder
         self.lr = lr if lr is not None else 2e-4 / (latents / 2**14) ** 0.5
         self.auxk = auxk if auxk is not None else min(width // 2, latents // 2)
         self.auxk_coefficient = auxk_coefficient
         rows_LD = F.normalize(torch.randn(latents, width, generator=torch.Generator().manual_seed(seed)))
-        self.W_dec_LD = nn.Parameter(rows_LD, requires_grad=decoder == "learned")
-        self.W_enc_LD = nn.Parameter(rows_LD.clone())
+        self.W_dec_LD = nn.Parameter(rows_LD, requires_grad=decoder != "frozen")
+        self.W_enc_LD = nn.Parameter(rows_LD.clone(), requires_grad=encoder == "learned")
         self.b_enc_L = nn.Parameter(torch.zeros(latents))
         self.b_dec_D = nn.Parameter(torch.zeros(width))
+        self.register_buffer("initial_LD", rows_LD.clone() if decoder == "soft_frozen" else None)
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("silent_L", torch.zeros(latents, dtype=torch.int64))
         self.register_buffer("fired_L", torch.zeros(latents, dtype=torch.int64))
@@ -76,7 +87,7 @@ class Learned(Dictionary):
         self.last = {}
 
     def arguments(self) -> dict[str, Any]:
-        own = ("seed", "decoder", "lr", "auxk", "auxk_coefficient")
+        own = ("seed", "decoder", "encoder", "lr", "auxk", "auxk_coefficient")
         return {**super().arguments(), **{name: getattr(self, name) for name in own}}
 
     @property
@@ -143,20 +154,30 @@ class Learned(Dictionary):
         with full_precision(x_ND):
             x_ND = x_ND.detach().to(self.b_dec_D.dtype) * self.scale
             dead_A = self.dead_L.nonzero()[:, 0]
+            spread, x_ND = _spread(x_ND), self._unknown(x_ND)
             plan = self.choose(x_ND - self.b_dec_D.detach())
             values_M = self._values(x_ND, plan)
-            residual_ND = x_ND - (sparse_decode(values_M, self.W_dec_LD, plan) + self.b_dec_D)
-            losses = {"reconstruction": residual_ND.square().sum() / _spread(x_ND), "auxk": x_ND.new_zeros(())}
+            residuals = self._residuals(x_ND, plan, values_M)
+            errors = [residual_ND.square().sum() / spread for residual_ND in residuals]
+            losses = {"reconstruction": torch.stack(errors).mean(), "auxk": x_ND.new_zeros(())}
             if len(dead_A) and self.auxk:
-                e_ND = residual_ND.detach()
+                e_ND = residuals[-1].detach()
                 parameters = self.W_enc_LD, self.b_enc_L, self.b_dec_D, self.W_dec_LD
                 error = auxk_error(*parameters, dead_A, x_ND, e_ND, self.auxk, self.signed)
                 losses["auxk"] = self.auxk_coefficient * error / _spread(e_ND)
-        self._observe(plan, values_M.detach(), len(x_ND), losses["reconstruction"].detach())
+        self._observe(plan, values_M.detach(), len(x_ND), errors[-1].detach())
         return losses
 
     def _centred(self, x_ND: Tensor) -> Tensor:
-        return x_ND.detach().to(self.b_dec_D.dtype) * self.scale - self.b_dec_D.detach()
+        return self._unknown(x_ND.detach().to(self.b_dec_D.dtype) * self.scale) - self.b_dec_D.detach()
+
+    def _unknown(self, x_ND: Tensor) -> Tensor:
+        """What is left to code of s x: all of it, where nothing is known beside x."""
+        return x_ND
+
+    def _residuals(self, x_ND: Tensor, plan: Plan, values_M: Tensor) -> list[Tensor]:
+        """The (N, D) residuals whose mean FVU is minimised; the last is the whole decode's."""
+        return [x_ND - (sparse_decode(values_M, self.W_dec_LD, plan) + self.b_dec_D)]
 
     def _values(self, x_ND: Tensor, plan: Plan) -> Tensor:
         pre_M = gather_dot(x_ND, self.W_enc_LD, self.b_enc_L, self.b_dec_D, plan)
@@ -169,7 +190,7 @@ class Learned(Dictionary):
         self.silent_L[plan.indices_M[fired_M]] = 0
         self.fired_L += plan.indices_M[fired_M].bincount(minlength=self.latents)
         self.counted += vectors
-        self.last = {"fvu": fvu, "l0": fired_M.sum() / vectors, "dead": self.dead_L.float().mean()}
+        self.last.update(fvu=fvu, l0=fired_M.sum() / vectors, dead=self.dead_L.float().mean())
 
     @torch.no_grad()
     def take_density(self) -> Tensor:
@@ -189,9 +210,11 @@ class Learned(Dictionary):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Unit rows again."""
+        """Unit rows again; soft-frozen ones at the nearest point whose cosine with the row drawn is min_cosine or more."""
         if self.W_dec_LD.requires_grad:
             self.W_dec_LD /= self.W_dec_LD.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        if self.initial_LD is not None:
+            self.W_dec_LD.copy_(_within(self.W_dec_LD, self.initial_LD, self.min_cosine))
 
     def calibrate(self, x_ND: Tensor) -> None:
         """Sets what depends on the distribution of x; nothing does, except BatchTopK's threshold."""
@@ -216,13 +239,20 @@ class Learned(Dictionary):
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
         own = self.state_dict()
-        super().load_weights({**weights, **{name: own[name] for name in self.training_only}})
+        super().load_weights({**weights, **{name: own[name] for name in self.training_only if name in own}})
 
 
 def _spread(x_ND: Tensor) -> Tensor:
     """sum |x - mean|^2 over the batch; 1 where that is 0, so that a ratio stays finite."""
     spread = (x_ND - x_ND.mean(0)).square().sum()
     return torch.where(spread > 0, spread, 1)
+
+
+def _within(w_LD: Tensor, centre_LD: Tensor, cosine: float) -> Tensor:
+    """Unit rows w, those outside the cap about their unit centre on its edge: cosine * c + sine * (w's unit part across c)."""
+    along_L1 = (w_LD * centre_LD).sum(1, keepdim=True)
+    across_LD = F.normalize(w_LD - along_L1 * centre_LD)
+    return torch.where(along_L1 >= cosine, w_LD, cosine * centre_LD + (1 - cosine**2) ** 0.5 * across_LD)
 
 
 def check_finite(x_ND: Tensor) -> None:
