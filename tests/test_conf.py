@@ -13,7 +13,8 @@ from rayscope.cli import COMMANDS
 from rayscope.comparison import Baseline, compare
 from rayscope.dictionaries import Learned
 from rayscope.overrides import groups
-from rayscope.sites import resolve
+from rayscope.pipeline import made
+from rayscope.sites import Site, resolve
 from rayscope.source import Source
 from rayscope.text import Files, Hub
 
@@ -56,11 +57,12 @@ def test_each_command_composes_with_each_choice_of_its_groups(command):
 
 @pytest.mark.parametrize("choice", groups()["dictionaries"])
 @pytest.mark.parametrize("width", [32, 128])
-def test_dictionaries_are_made(choice, width):
+def test_dictionaries_are_made(choice, width, model):
+    site = Site("blocks.0.hook_resid_pre", width, 0)
     config = compose("train", (f"dictionaries=[{choice}]", "latents=48", "k=6", "seed=9"))
     assert config.dictionaries
     for name, entry in config.dictionaries.items():
-        dictionary = hydra.utils.instantiate(entry)(width=width)
+        dictionary = made(hydra.utils.instantiate(entry), site, model)
         assert isinstance(dictionary, Learned)
         assert (dictionary.width, dictionary.latents, dictionary.seed) == (width, 48, 9), name
         assert dictionary.k == (6 if choice != "demo" else int(str(name).rpartition("_k")[2]))

@@ -14,10 +14,25 @@ from sklearn.linear_model import orthogonal_mp
 from torch.nn import functional as F
 
 from rayscope.baselines import Moments, pca
-from rayscope.dictionaries import AbsTopK, BatchTopK, Linear, TopK, find, load
+from rayscope.dictionaries import (
+    AbsTopK,
+    BatchTopK,
+    BottleneckTopK,
+    Linear,
+    MatryoshkaAbsTopK,
+    MatryoshkaBatchTopK,
+    MatryoshkaTopK,
+    TiedTopK,
+    TokenBiasTopK,
+    TopK,
+    find,
+    load,
+)
 from rayscope.dictionaries.omp import omp
 
-LEARNED = [TopK, AbsTopK, BatchTopK]
+LEARNED = [TopK, AbsTopK, BatchTopK, MatryoshkaTopK, MatryoshkaAbsTopK, MatryoshkaBatchTopK, TiedTopK, BottleneckTopK]
+LEARNED += [TokenBiasTopK]
+OWN = {BottleneckTopK: {"rank": 3}, TokenBiasTopK: {"vocabulary": 11}}  # arguments that only these take
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -38,19 +53,28 @@ def sample(N=200, D=16, seed=0):
     return 7 * randn(N, D, seed=seed) + 20
 
 
+def tokens_of(x_ND):
+    """A token for each vector, 7 different ones."""
+    return x_ND[:, 0].abs().long() % 7
+
+
+def on(dictionary, x_ND):
+    return dictionary.for_tokens(tokens_of(x_ND))
+
+
 def trained(cls, steps=20, D=16, L=40, k=4, **arguments):
-    dictionary = cls(D, L, k, seed=3, **{"lr": 1e-2, **arguments})
-    dictionary.prepare(sample(D=D), dead_window=600)
+    dictionary = cls(D, L, k, seed=3, **{"lr": 1e-2, **OWN.get(cls, {}), **arguments})
+    on(dictionary, sample(D=D)).prepare(sample(D=D), dead_window=600)
     fit(dictionary, (sample(D=D, seed=step + 1) for step in range(steps)))
     return dictionary
 
 
-def fit(dictionary, batches, lr_at=lambda step: 1.0):
+def fit(dictionary, batches, lr_at=lambda step: 1.0, on=on):
     optimizer = torch.optim.Adam([p for p in dictionary.parameters() if p.requires_grad], lr=dictionary.lr)
     for step, x_ND in enumerate(batches):
         optimizer.param_groups[0]["lr"] = dictionary.lr * lr_at(step)
         optimizer.zero_grad()
-        sum(dictionary.losses(x_ND).values()).backward()
+        sum(on(dictionary, x_ND).losses(x_ND).values()).backward()
         dictionary.project_gradients()
         optimizer.step()
         dictionary.after_step()
@@ -68,29 +92,34 @@ KINDS = {cls.kind: lambda cls=cls: trained(cls) for cls in LEARNED} | {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_keeps_the_interface(kind, tmp_path):
-    dictionary, x_ND = KINDS[kind](), sample(seed=99)
+    x_ND = sample(seed=99)
+    dictionary = on(KINDS[kind](), x_ND)
     z_NL, codes = dictionary.encode(x_ND), dictionary.encode_sparse(x_ND)
     assert codes.dense().equal(z_NL)
     assert (codes.values_M != 0).all()
-    assert (z_NL < 0).any() == dictionary.signed  # rays are never negative, directions are
-    zero_L = torch.zeros(1, dictionary.latents)
+    sparse_NL, dense_Nr = z_NL.split([dictionary.latents - dictionary.dense, dictionary.dense], 1)
+    assert (sparse_NL < 0).any() == dictionary.signed  # rays are never negative, directions are
+    assert (dense_Nr != 0).all()
+    zero_L = torch.zeros(1 if dictionary.side is None else 200, dictionary.latents)
     torch.testing.assert_close(dictionary.decode(z_NL), z_NL @ dictionary.directions + dictionary.decode(zero_L))
     torch.testing.assert_close(dictionary.decode_sparse(codes), dictionary.decode(z_NL))
     torch.testing.assert_close(dictionary(x_ND), dictionary.decode(z_NL))
     torch.testing.assert_close(dictionary.directions.norm(dim=1), torch.ones(dictionary.latents))
-    if dictionary.kind != "batchtopk":
-        assert ((z_NL != 0).sum(1) <= 4).all()
+    if not dictionary.adaptive:
+        assert ((sparse_NL != 0).sum(1) <= 4).all()
     assert (x_ND - dictionary(x_ND)).square().sum() < (x_ND - x_ND.mean(0)).square().sum()
 
     dictionary.save(tmp_path / "d", provenance={"site": "blocks.0.hook_resid_post"})
-    loaded = load(tmp_path / "d")
+    loaded = on(load(tmp_path / "d"), x_ND)
     dictionary.save(tmp_path / ".replaced" / "d")
     assert list(find(tmp_path)) == ["d"]
     assert loaded.arguments() == dictionary.arguments()
     assert loaded.provenance["site"] == "blocks.0.hook_resid_post"
     torch.testing.assert_close(loaded.encode(x_ND), z_NL, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(loaded(x_ND), dictionary(x_ND), rtol=1e-4, atol=1e-3)
-    assert len(dictionary.encode_sparse(x_ND[:0])) == 0
+    again = on(dictionary.with_k(4), x_ND)
+    assert again.encode(x_ND).equal(z_NL)
+    assert len(on(dictionary, x_ND[:0]).encode_sparse(x_ND[:0])) == 0
     with pytest.raises(ValueError, match="width 16"):
         dictionary.encode(x_ND[:, :5])
 
@@ -106,7 +135,7 @@ def test_a_changed_weights_file_is_refused(tmp_path):
 
 @pytest.mark.parametrize("cls", LEARNED)
 def test_saving_folds_the_scale_and_leaves_training_state_out(cls, tmp_path):
-    dictionary, x_ND = trained(cls), sample(seed=99)
+    dictionary, x_ND = trained(cls, decoder="soft_frozen"), sample(seed=99)
     before = copy.deepcopy(dictionary.state_dict())
     loaded = load(dictionary.save(tmp_path / "d"))
     assert dictionary.scale != 1
@@ -114,9 +143,12 @@ def test_saving_folds_the_scale_and_leaves_training_state_out(cls, tmp_path):
     assert loaded.provenance["input_scale"] == pytest.approx(dictionary.scale.item())
     assert loaded.directions.equal(dictionary.directions)
     torch.testing.assert_close(loaded.bias, dictionary.bias)
-    torch.testing.assert_close(loaded.encode(x_ND), dictionary.encode(x_ND), rtol=1e-4, atol=1e-4)
+    z_NL = on(dictionary, x_ND).encode(x_ND)
+    torch.testing.assert_close(on(loaded, x_ND).encode(x_ND), z_NL, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(on(loaded, x_ND)(x_ND), on(dictionary, x_ND)(x_ND), rtol=1e-4, atol=1e-3)
     assert all(value.equal(before[name]) for name, value in dictionary.state_dict().items())  # saving changed nothing
-    assert set(dictionary.weights()) & {"silent_L", "dead_window", "threshold_mean", "threshold_steps"} == set()
+    left_out = {"silent_L", "dead_window", "threshold_mean", "threshold_steps", "initial_LD", "seen_V"}
+    assert set(dictionary.weights()) & left_out == set()
     assert {"silent_L", "dead_window"} <= set(dictionary.state_dict())
     again = load(loaded.save(tmp_path / "again"))
     assert again.provenance["input_scale"] == loaded.provenance["input_scale"]
@@ -128,7 +160,7 @@ def test_saving_folds_the_scale_and_leaves_training_state_out(cls, tmp_path):
 def test_training_resumes_bitwise_from_the_state_dict(cls):
     torch.manual_seed(0)
     whole = trained(cls, steps=10)
-    resumed = cls(16, 40, 4, seed=3, lr=1e-2)
+    resumed = cls(16, 40, 4, seed=3, lr=1e-2, **OWN.get(cls, {}))
     resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
     for dictionary in (whole, resumed):
         fit(dictionary, (sample(seed=100 + step) for step in range(5)))
@@ -139,19 +171,27 @@ def dense_losses(dictionary, x_ND, parameters):
     """The same losses by dense autograd."""
     W_enc, b_enc, W_dec, b_dec = parameters
     x_ND = x_ND * dictionary.scale
+    spread = (x_ND - x_ND.mean(0)).square().sum()
+    if dictionary.side:
+        x_ND = x_ND - dictionary.B_VD[dictionary.tokens_N].clone()
     pre_NL = (x_ND - b_dec) @ W_enc.T + b_enc
     size_NL = pre_NL.abs() if dictionary.signed else pre_NL
     act_NL = pre_NL if dictionary.signed else pre_NL.relu()
     k, dead_A = dictionary.k, dictionary.dead_L.nonzero()[:, 0]
-    if dictionary.kind == "batchtopk":
+    if dictionary.dense:
+        rays = dictionary.latents - dictionary.dense
+        act_NL = torch.cat([act_NL[:, :rays], pre_NL[:, rays:]], 1)
+        mask_NL = torch.ones_like(size_NL)
+        mask_NL[:, :rays] = torch.zeros_like(size_NL[:, :rays]).scatter(1, size_NL[:, :rays].topk(k).indices, 1)
+    elif dictionary.adaptive:
         mask_NL = torch.zeros(size_NL.numel(), dtype=size_NL.dtype)
         mask_NL[size_NL.flatten().topk(len(x_ND) * k).indices] = 1
         mask_NL = mask_NL.view_as(size_NL)
     else:
         mask_NL = torch.zeros_like(size_NL).scatter(1, size_NL.topk(k).indices, 1)
-    e_ND = x_ND - (act_NL * mask_NL) @ W_dec - b_dec
-    reconstruction = e_ND.square().sum() / (x_ND - x_ND.mean(0)).square().sum()
-    e_ND = e_ND.detach()
+    prefixes = [x_ND - (act_NL * mask_NL)[:, :g] @ W_dec[:g] - b_dec for g in getattr(dictionary, "groups", [40])]
+    reconstruction = sum(e_ND.square().sum() for e_ND in prefixes) / len(prefixes) / spread
+    e_ND = prefixes[-1].detach()
     chosen = size_NL[:, dead_A].topk(min(dictionary.auxk, len(dead_A))).indices
     dead_NL = torch.zeros_like(size_NL).scatter(1, dead_A[chosen], 1)
     missed_ND = e_ND - (act_NL * dead_NL) @ W_dec
@@ -162,7 +202,8 @@ def dense_losses(dictionary, x_ND, parameters):
 @pytest.mark.parametrize("cls", LEARNED)
 @pytest.mark.parametrize("dead", [5, 20, 36])  # fewer than auxk = 8, more, and more than 4 auxk
 def test_gradients_equal_dense_autograd(cls, dead):
-    dictionary, x_ND = trained(cls, steps=2).double(), sample(seed=99).double()
+    x_ND = sample(seed=99).double()
+    dictionary = on(trained(cls, steps=2).double(), x_ND)
     dictionary.silent_L.zero_()[torch.arange(dead)] = 10**9
     with torch.no_grad():
         dictionary.b_enc_L += 0.3 * randn(40).double()
@@ -184,10 +225,11 @@ def test_gradients_equal_dense_autograd(cls, dead):
 
 @pytest.mark.parametrize("cls", LEARNED)
 def test_losses_pass_gradcheck(cls):
-    dictionary, x_ND = cls(4, 9, 2, seed=1, auxk=2).double(), sample(6, 4).double()
+    x_ND = sample(6, 4).double()
+    dictionary = on(cls(4, 10, 2, seed=1, auxk=2, **OWN.get(cls, {})).double(), x_ND)
     dictionary.prepare(x_ND, dead_window=100)
     with torch.no_grad():
-        dictionary.b_enc_L += 0.1 * randn(9).double()
+        dictionary.b_enc_L += 0.1 * randn(10).double()
     parameters = dict(dictionary.named_parameters())
     state = copy.deepcopy(dictionary.state_dict())
 
@@ -261,6 +303,35 @@ def test_frozen_decoder_stays():
     assert dictionary.arguments()["decoder"] == "frozen"
 
 
+def test_frozen_encoder_stays():
+    dictionary = trained(TopK, encoder="frozen")
+    fresh = TopK(16, 40, 4, seed=3)
+    assert dictionary.W_enc_LD.equal(fresh.W_enc_LD)
+    assert not dictionary.directions.allclose(fresh.directions)
+    assert dictionary.b_enc_L.any()
+
+
+@pytest.mark.parametrize("cls", [TopK, TiedTopK])
+def test_soft_frozen_rows_stay_within_their_caps_at_the_nearest_point(cls):
+    drawn_LD = cls(16, 40, 4, seed=3).directions.detach()
+    cosine_L = (trained(cls, decoder="soft_frozen", lr=0.1).directions * drawn_LD).sum(1)
+    assert cosine_L.min() > 0.8 - 1e-6
+    assert (cosine_L < 0.8 + 1e-6).any()  # some would have gone further
+    dictionary = TopK(2, 3, 1, decoder="soft_frozen")
+    turned = {2.0: torch.acos(torch.tensor(0.8)), 0.3: 0.3, -1.0: -torch.acos(torch.tensor(0.8))}  # asked: found
+    with torch.no_grad():
+        for row_D, angle in zip(dictionary.W_dec_LD, turned, strict=True):
+            row_D.copy_(3 * rotation(angle) @ row_D)
+        dictionary.after_step()
+    found = torch.stack([rotation(a) @ row_D for row_D, a in zip(dictionary.initial_LD, turned.values(), strict=True)])
+    torch.testing.assert_close(dictionary.W_dec_LD.data, found)
+
+
+def rotation(angle):
+    c, s = torch.tensor(float(angle)).cos(), torch.tensor(float(angle)).sin()
+    return torch.tensor([[c, -s], [s, c]])
+
+
 def test_gradients_are_projected_and_rows_stay_unit():
     dictionary = TopK(16, 40, 4)
     dictionary.prepare(sample(), dead_window=10**6)
@@ -300,6 +371,7 @@ def test_default_learning_rate():
     [
         ({"k": 64}, "k=64 exceeds the 40 latents"),
         ({"decoder": "thawed"}, "decoder='thawed'"),
+        ({"encoder": "thawed"}, "encoder='thawed'"),
         ({"lr": 0.0}, "lr=0"),
         ({"auxk": 41}, "auxk=41"),
     ],

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rayscope import metrics
 from rayscope.activations import permutation
-from rayscope.dictionaries import BatchTopK, Dictionary, TopK
+from rayscope.dictionaries import BatchTopK, Dictionary, TokenBiasTopK, TopK
 from rayscope.dictionaries.linear import Linear
 from rayscope.evaluation import Means, bits_per_token, measure
 from rayscope.model import LanguageModel
@@ -127,6 +127,20 @@ def test_reconstruction_is_that_of_the_gathered_activations(world, value, name: 
         assert value(site, name, "density", position0) == pytest.approx(active_NL.mean().item(), rel=1e-9)
         dead = (active_NL.sum(0) == 0).double().mean().item()
         assert value(site, name, "dead", position0) == pytest.approx(dead, rel=1e-9)
+
+
+def test_a_dictionary_that_knows_the_token_is_told_each_position_s(world, model: LanguageModel, packed: PackedText):
+    (site, _), _, means, tokens_RC, activations = world
+    x_ND, tokens_N = activations[site.key].flatten(0, 1), tokens_RC.flatten()
+    dictionary = TokenBiasTopK(site.width, 48, 2, vocabulary=model.vocabulary)
+    dictionary.for_tokens(tokens_N).prepare(x_ND, dead_window=100)
+    table, _ = evaluate(
+        model, packed.test, {site: {"d": dictionary}}, means, tokens=ROWS * 32, splice_tokens=SPLICED * 32
+    )
+    found = table.set_index(["dictionary", "metric", "position0"]).sort_index()["value"]
+    x_hat_ND = dictionary.for_tokens(tokens_N)(x_ND).detach()
+    assert found["d", "fvu", "included"] == pytest.approx(metrics.fvu(x_ND, x_hat_ND), rel=1e-4)
+    assert metrics.fvu(x_ND, x_hat_ND) < 0.9 * metrics.fvu(x_ND, dictionary(x_ND).detach())
 
 
 @pytest.mark.parametrize("position0", ["excluded", "included"])

@@ -12,6 +12,7 @@ import torch
 
 from rayscope.cli import main
 
+NAMES = ["topk", "batchtopk", "matryoshka_batchtopk", "tied_topk", "bottleneck_topk", "token_bias_topk"]
 STEPS, BATCH, EVERY = 60, 64, 6  # rounds of 4 batches: a checkpoint at step 6, 18, ... is in the middle of one
 
 
@@ -19,10 +20,11 @@ STEPS, BATCH, EVERY = 60, 64, 6  # rounds of 4 batches: a checkpoint at step 6, 
 def command(tiny_gpt2, text_file):
     return [
         "train", "model=gpt2", f"model.name={tiny_gpt2}", "model.context=null", "text=files", f"text.files={text_file}",
-        "sites.patterns=[blocks.1.hook_resid_post,blocks.1.mlp.hook_post]", "dictionaries=[topk,batchtopk]", "latents=96",
+        "sites.patterns=[blocks.1.hook_resid_post,blocks.1.mlp.hook_post]", f"dictionaries=[{','.join(NAMES)}]", "latents=96",
         "k=2", f"tokens={STEPS * BATCH}", f"stream.batch_size={BATCH}", "stream.round_tokens=279", "threads=1",
         "training.calibration_tokens=256", f"training.checkpoint_steps={EVERY}", "training.log_every=3",
         "training.snapshots=4", "dictionaries.topk.lr=0.01",
+        "dictionaries.tied_topk.decoder=soft_frozen",
     ]  # fmt: skip
 
 
@@ -77,7 +79,7 @@ def killed(command: list[str], out: Path, step: int) -> None:
 
 
 def test_kill_and_resume_equals_the_uninterrupted_run(command, whole, tmp_path, capsys):
-    assert len(results(whole)) == 4 + 4 * 4 + 1
+    assert len(results(whole)) == 2 * len(NAMES) * (1 + 4) + 1
     rows = results(whole)["log"].splitlines()
     dead = [n for n, name in enumerate(rows[0].split(",")) if name.startswith("train/dead/blocks.1.mlp.hook_post/topk")]
     assert max(float(row.split(",")[dead[0]]) for row in rows[1:]) > 0  # AuxK had something to do

@@ -9,18 +9,41 @@ import pytest
 import torch
 
 from rayscope.activations import ActivationStream
-from rayscope.dictionaries import AbsTopK, BatchTopK, TopK, load
+from rayscope.dictionaries import (
+    AbsTopK,
+    BatchTopK,
+    BottleneckTopK,
+    MatryoshkaAbsTopK,
+    MatryoshkaBatchTopK,
+    MatryoshkaTopK,
+    TiedTopK,
+    TokenBiasTopK,
+    TopK,
+    load,
+)
 from rayscope.sites import resolve
 from rayscope.training import DictionaryTrainer, log_spaced, train
 from rayscope.training_log import EDGES, TrainingLog, histogram
 
 RESID, MLP = "blocks.1.hook_resid_post", "blocks.1.mlp.hook_post"
 STEPS, BATCH = 40, 64
+OTHERS = {  # at one site alone; the first three kinds are at two
+    "soft": lambda width: TopK(width, 64, 3, seed=6, lr=0.02, decoder="soft_frozen"),
+    "encoder": lambda width: TopK(width, 64, 3, seed=6, lr=0.02, encoder="frozen"),
+    "matryoshka_topk": lambda width: MatryoshkaTopK(width, 64, 3, seed=7, lr=0.02),
+    "matryoshka_abstopk": lambda width: MatryoshkaAbsTopK(width, 64, 3, seed=7, lr=0.02),
+    "matryoshka_batchtopk": lambda width: MatryoshkaBatchTopK(width, 64, 3, seed=7, lr=0.02),
+    "tied_topk": lambda width: TiedTopK(width, 64, 3, seed=8, lr=0.02),
+    "bottleneck_topk": lambda width: BottleneckTopK(width, 64, 3, seed=9, lr=0.02, rank=5),
+    "token_bias_topk": lambda width: TokenBiasTopK(width, 64, 3, seed=10, lr=0.02, vocabulary=320),
+}
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make(name: str, width: int):
     """Small enough a run that the dead window (a tenth of it) makes latents dead."""
+    if name in OTHERS:
+        return OTHERS[name](width)
     if name == "topk":
         return TopK(width, 96, 2, seed=3, lr=0.01)
     if name == "abstopk":
@@ -43,16 +66,30 @@ def run(model, packed, folder: Path, wanted: dict[str, list[str]], **options):
 def together(model, packed, tmp_path_factory):
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("together")
-    everything = {RESID: ["topk", "abstopk", "batchtopk"], MLP: ["abstopk", "batchtopk", "topk"]}
+    everything = {RESID: ["topk", "abstopk", "batchtopk"], MLP: ["abstopk", "batchtopk", "topk", *OTHERS]}
     return folder, run(model, packed, folder, everything, snapshots=5, snapshot_names=["topk", "batchtopk"])
 
 
-@pytest.mark.parametrize(("hook", "name"), [(h, n) for h in (RESID, MLP) for n in ("topk", "abstopk", "batchtopk")])
+@pytest.mark.parametrize(
+    ("hook", "name"),
+    [(h, n) for h in (RESID, MLP) for n in ("topk", "abstopk", "batchtopk")] + [(MLP, name) for name in OTHERS],
+)
 def test_alone_equals_together_bitwise(model, packed, together, tmp_path, hook, name):
     alone = run(model, packed, tmp_path, {hook: [name]})[hook][name]
     beside = together[1][hook][name]
     for (key, one), (_, other) in zip(alone.state_dict().items(), beside.state_dict().items(), strict=True):
         assert torch.equal(one, other), key
+
+
+def test_a_token_bias_is_learned_at_the_stream_s_tokens(model, packed, together):
+    (site,) = resolve(MLP, model)
+    stream = ActivationStream(model, packed.train, [site], tokens=STEPS * BATCH, batch_size=BATCH, round_tokens=512)
+    counts_V = torch.cat([batch.tokens_N for batch in stream]).bincount(minlength=320)
+    learned = together[1][MLP]["token_bias_topk"]
+    assert learned.seen_V.equal(
+        2 * counts_V
+    )  # in the sample that it starts from, here all of the stream, and in training
+    assert learned.B_VD.any(1).equal(counts_V > 0)
 
 
 def test_the_order_does_not_matter(model, packed, together, tmp_path):
@@ -164,6 +201,7 @@ def test_training_csv(together):
     assert set(rows[0]) == wanted | {"tokens"}
     for row in rows:
         assert float(row[f"train/l0/{RESID}/topk"]) <= 2
+        assert 5 < float(row[f"train/l0/{MLP}/bottleneck_topk"]) <= 3 + 5
         for hook, named in together[1].items():
             for name, dictionary in named.items():
                 counts = json.loads(row[f"train/density/{hook}/{name}"])

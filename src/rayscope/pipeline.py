@@ -1,5 +1,6 @@
 """The stages of a run on one folder: train, evaluate, features. Each writes its tables whole, and is skipped once they are there."""
 
+import inspect
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -42,7 +43,9 @@ def train_dictionaries(
     if not partials:
         raise ValueError("dictionaries: none is configured; add one, such as dictionaries=[topk]")
     try:
-        dictionaries = {site: {name: make(width=site.width) for name, make in partials.items()} for site in sites}
+        dictionaries = {
+            site: {name: made(make, site, source.model) for name, make in partials.items()} for site in sites
+        }
     except TypeError as error:
         raise ValueError(f"dictionaries: {error}") from None  # an argument that the class does not take
     stream = source.stream("train", sites, tokens)
@@ -61,6 +64,13 @@ def train_dictionaries(
     write_whole(folder / TRAINED, json.dumps({"tokens": len(stream) * stream.batch_size}))
     (folder / CHECKPOINT).unlink(missing_ok=True)
     say(f"trained: {sum(map(len, dictionaries.values()))} dictionaries in {folder / DICTIONARIES}")
+
+
+def made(make: Callable[..., Learned], site: Site, model: LanguageModel) -> Learned:
+    """A dictionary of the site's width; a constructor that takes `vocabulary` is told the model's."""
+    known = {"vocabulary": model.vocabulary}
+    taken = inspect.signature(getattr(make, "func", make)).parameters
+    return make(width=site.width, **{name: value for name, value in known.items() if name in taken})
 
 
 def load_dictionaries(folder: Path, model: LanguageModel) -> dict[Site, dict[str, Dictionary]]:

@@ -4,8 +4,29 @@ Needs torch and safetensors alone.
 """
 
 from rayscope.dictionaries.autoencoders import AbsTopK, BatchTopK, TopK
-from rayscope.dictionaries.base import Codes, Dictionary, find, load
+from rayscope.dictionaries.base import KINDS, Codes, Dictionary, find, load
+from rayscope.dictionaries.bottleneck import BottleneckTopK
 from rayscope.dictionaries.learned import Learned
 from rayscope.dictionaries.linear import Linear
+from rayscope.dictionaries.matryoshka import MatryoshkaAbsTopK, MatryoshkaBatchTopK, MatryoshkaTopK
+from rayscope.dictionaries.tied import TiedTopK
+from rayscope.dictionaries.token_bias import TokenBiasTopK
 
-__all__ = ["AbsTopK", "BatchTopK", "Codes", "Dictionary", "Learned", "Linear", "TopK", "find", "load"]
+__all__ = [
+    "KINDS",
+    "AbsTopK",
+    "BatchTopK",
+    "BottleneckTopK",
+    "Codes",
+    "Dictionary",
+    "Learned",
+    "Linear",
+    "MatryoshkaAbsTopK",
+    "MatryoshkaBatchTopK",
+    "MatryoshkaTopK",
+    "TiedTopK",
+    "TokenBiasTopK",
+    "TopK",
+    "find",
+    "load",
+]

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 
+from rayscope.dictionaries import KINDS
 from rayscope.report.metrics import METRICS
 
 KEYS = ["site", "dictionary", "kind", "k", "latents", "position0"]
@@ -15,7 +16,6 @@ ROLES = {
     "directions": "Learned directions (signed)",
     "rays": "Learned rays (never negative)",
 }
-SIGNED = {"abstopk"}
 
 
 def role(kind: str, dictionary: str) -> str:
@@ -24,7 +24,7 @@ def role(kind: str, dictionary: str) -> str:
         return "null"
     if kind in ("linear", "probe") or "frozen" in dictionary.lower():
         return "baseline"
-    return "directions" if kind in SIGNED else "rays"
+    return "directions" if kind in KINDS and KINDS[kind].signed else "rays"
 
 
 def family(dictionary: str, k: float) -> str:
