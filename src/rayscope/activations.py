@@ -201,9 +201,10 @@ class ActivationStream(Stream):
         """What is known of the rows' positions 1, 2, ... without the model."""
         tokens_RC = torch.from_numpy(self.rows.tokens[row_numbers].astype(np.int64))
         documents_RC = torch.from_numpy(self.rows.documents[row_numbers].astype(np.int64))
-        labels = tokens_RC[:, 1:], tokens_RC[:, :-1], documents_RC[:, 1:]
         positions_N = torch.arange(1, self.context).repeat(len(row_numbers))
-        return Batch(*(label.flatten() for label in labels), positions_N, activations={})
+        return Batch(
+            tokens_RC[:, 1:].flatten(), tokens_RC[:, :-1].flatten(), documents_RC[:, 1:].flatten(), positions_N, {}
+        )
 
 
 def stream_positions(rows: Rows, exclude: Sequence[int], chunk: int = 2**24) -> np.ndarray:

@@ -69,7 +69,7 @@ def reconstruction(
                 "l2_ratio": sums[site][name].l2_ratio,
                 "l0": metrics.ratio_of_sums(counted.active_G, counted.vectors_G),
             }
-            rows = [(m, f(whole).item(), *metrics.interval(f, weights)) for m, f in statistics.items()]
+            rows: list[tuple] = [(m, f(whole).item(), *metrics.interval(f, weights)) for m, f in statistics.items()]
             rows.append(("dead", (counted.fired_L == 0).double().mean().item(), None, None))
             rows.append(("bits", bits_per_token(dictionary, counted), None, None))
             about = (site.hook, name, *describe(dictionary))
