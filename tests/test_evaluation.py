@@ -12,7 +12,8 @@ from rayscope import metrics
 from rayscope.activations import permutation
 from rayscope.dictionaries import BatchTopK, Dictionary, TokenBiasTopK, TopK
 from rayscope.dictionaries.linear import Linear
-from rayscope.evaluation import Means, bits_per_token, measure
+from rayscope.evaluation import Means, measure
+from rayscope.meter import bits_per_token
 from rayscope.model import LanguageModel
 from rayscope.pipeline import write_table
 from rayscope.quantisation import Calibration
@@ -134,9 +135,8 @@ def test_a_dictionary_that_knows_the_token_is_told_each_position_s(world, model:
     x_ND, tokens_N = activations[site.key].flatten(0, 1), tokens_RC.flatten()
     dictionary = TokenBiasTopK(site.width, 48, 2, vocabulary=model.vocabulary)
     dictionary.for_tokens(tokens_N).prepare(x_ND, dead_window=100)
-    table, _ = evaluate(
-        model, packed.test, {site: {"d": dictionary}}, means, tokens=ROWS * 32, splice_tokens=SPLICED * 32
-    )
+    sizes = {"tokens": ROWS * 32, "splice_tokens": SPLICED * 32, "quantise": False}
+    table = measure(model, packed.test, {site: {"d": dictionary}}, means, [], **sizes).table(draws=10)
     found = table.set_index(["dictionary", "metric", "position0"]).sort_index()["value"]
     x_hat_ND = dictionary.for_tokens(tokens_N)(x_ND).detach()
     assert found["d", "fvu", "included"] == pytest.approx(metrics.fvu(x_ND, x_hat_ND), rel=1e-4)

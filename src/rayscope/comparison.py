@@ -10,7 +10,8 @@ from rayscope import metrics
 from rayscope.activations import permutation
 from rayscope.baselines import SiteFit, fit_sites
 from rayscope.dictionaries import Dictionary
-from rayscope.evaluation import Means, bits_per_token
+from rayscope.evaluation import Means
+from rayscope.meter import bits_per_token
 from rayscope.sites import Site
 from rayscope.source import Source
 

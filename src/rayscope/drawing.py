@@ -42,7 +42,7 @@ def panels(count: int, height: float = 3.0, columns: int = 2) -> Iterator[tuple[
     columns = min(columns, count)
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
+        matplotlib.rcParams.update(STYLE)  # type: ignore[arg-type]
         across = -(-count // columns)
         figure = Figure(
             figsize=(4.7 * columns + (0.0 if columns > 1 else 2.3), height * across + 0.6), layout="constrained"

@@ -15,9 +15,10 @@ from rayscope.comparison import Comparison, headline_budget, position_means
 from rayscope.console import say
 from rayscope.contexts import top_contexts
 from rayscope.dictionaries import Dictionary, Learned, find, load
-from rayscope.evaluation import Measurement, bits_per_token, measure
+from rayscope.evaluation import Measurement, measure
 from rayscope.features import appearance, choose_tokens, token_features, with_appearance
 from rayscope.files import write_whole
+from rayscope.meter import bits_per_token
 from rayscope.model import LanguageModel
 from rayscope.sites import Site, resolve
 from rayscope.source import Source

@@ -7,10 +7,10 @@ import protocol
 import torch
 
 from rayscope.dictionaries import TopK
-from rayscope.evaluation import Meter, at_first
+from rayscope.evaluation import at_first
 from rayscope.memory import keep_freed_memory
+from rayscope.meter import Meter
 from rayscope.quantisation import Calibration
-from rayscope.sites import Site
 
 settings = protocol.start()
 keep_freed_memory()  # as the command line does
@@ -20,13 +20,14 @@ dictionary.prepare(train_ND[:8192], 10**9)
 dictionary.eval()
 rows = settings.batch // settings.context
 documents_RC = torch.arange(rows)[:, None].expand(rows, settings.context).contiguous()
-tokens_RC = torch.zeros_like(documents_RC)  # TopK does not ask
+documents_N, first_N = documents_RC.flatten(), at_first(documents_RC)
+tokens_N = torch.zeros_like(documents_N)  # TopK does not ask
 seen = Calibration(dictionary.latents)
-seen.update(dictionary.encode_sparse(train_ND[: rows * settings.context]), at_first(documents_RC))
-meter = Meter(dictionary, Site("blocks.6.hook_resid_pre", settings.width, 6), rows, seen)
+seen.update(dictionary.encode_sparse(train_ND[: rows * settings.context]), first_N)
+meter = Meter(dictionary, settings.width, rows, seen)
 for x_ND in protocol.batches(train_ND, rows * settings.context, settings.seed):
     if settings.measure:
-        meter.reconstruct(x_ND.view(rows, settings.context, -1), tokens_RC, documents_RC)
+        meter.reconstruct(x_ND, tokens_N, documents_N, first_N)
     else:
         dictionary.encode_sparse(x_ND)
 protocol.finish("rayscope")
