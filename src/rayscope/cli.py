@@ -45,6 +45,10 @@ def train(config: DictConfig, folder: Path) -> None:
 
     if (folder / pipeline.TRAINED).is_file():
         return
+    if config.stage == "kl":
+        return tune(config, folder)
+    if config.stage != "dictionaries":
+        raise ValueError(f"stage={config.stage}: dictionaries or kl")
     source = open_source(config)
     sites = resolve(config.sites.patterns, source.model)
     dictionaries = {name: hydra.utils.instantiate(partial) for name, partial in config.dictionaries.items()}
@@ -52,6 +56,20 @@ def train(config: DictConfig, folder: Path) -> None:
         pipeline.train_dictionaries(
             source, sites, dictionaries, folder, tokens=config.tokens, loggers=opened, **config.training
         )
+
+
+def tune(config: DictConfig, folder: Path) -> None:
+    from rayscope import pipeline
+
+    options = {"folder": None, **config.finetuning}
+    given = options.pop("folder")
+    if not given:
+        raise ValueError("stage=kl: finetuning.folder is not set; give that of saved dictionaries")
+    if Path(given).resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"stage=kl: finetuning.folder={given} is in out={folder}; give another out=")
+    common = {k: v for k, v in config.training.items() if k not in ("snapshots", "snapshot_names")}
+    with loggers(config) as opened:
+        pipeline.finetune_dictionaries(open_source(config), Path(given), folder, loggers=opened, **options, **common)
 
 
 def evaluate(config: DictConfig, folder: Path, compared: Any = None) -> None:

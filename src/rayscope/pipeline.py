@@ -18,6 +18,7 @@ from rayscope.dictionaries import Dictionary, Learned, find, load
 from rayscope.evaluation import Measurement, measure
 from rayscope.features import appearance, choose_tokens, token_features, with_appearance
 from rayscope.files import write_whole
+from rayscope.finetuning import LastRows, finetune
 from rayscope.meter import bits_per_token
 from rayscope.model import LanguageModel
 from rayscope.sites import Site, resolve
@@ -72,6 +73,39 @@ def made(make: Callable[..., Learned], site: Site, model: LanguageModel) -> Lear
     known = {"vocabulary": model.vocabulary}
     taken = inspect.signature(getattr(make, "func", make)).parameters
     return make(width=site.width, **{name: value for name, value in known.items() if name in taken})
+
+
+def finetune_dictionaries(
+    source: Source,
+    given: Path,
+    folder: Path,
+    *,
+    tokens: int,
+    rows: int,
+    kl: float,
+    lr: float | None,
+    calibration_tokens: int,
+    loggers: Sequence[Logger] = (),
+    **options: Any,
+) -> None:
+    """Fine-tunes the saved dictionaries of the folder `given` on KL; saved by their names in `folder/dictionaries`."""
+    loaded = load_dictionaries(given, source.model)
+    learned = {site: {n: d for n, d in named.items() if isinstance(d, Learned)} for site, named in loaded.items()}
+    other = [name for site, named in loaded.items() for name in named if name not in learned[site]]
+    if other:
+        raise ValueError(f"finetuning.folder={given}: {other[0]} was not learned; give learned dictionaries alone")
+    last = LastRows(source.text.train, tokens=tokens, rows_per_batch=rows, seed=source.seed)
+    validation = source.stream("validation", list(learned), calibration_tokens)
+    finetune(source.model, last, learned, folder, weight=kl, lr=lr, calibration=validation, loggers=loggers, **options)
+    tuned = len(last) * last.tokens_a_batch
+    for site, named in learned.items():
+        for name, dictionary in named.items():
+            before = dictionary.provenance.get("tokens", 0)
+            about = {"stage": "kl", "tokens": before + tuned, "finetuning": {"tokens": tuned, "kl": kl, "rows": rows}}
+            dictionary.save(folder / DICTIONARIES / site.key / name, {**source.provenance(site), **about})
+    write_whole(folder / TRAINED, json.dumps({"tokens": tuned}))
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    say(f"fine-tuned: {sum(map(len, learned.values()))} dictionaries in {folder / DICTIONARIES}")
 
 
 def load_dictionaries(folder: Path, model: LanguageModel) -> dict[Site, dict[str, Dictionary]]:

@@ -54,6 +54,10 @@ class Clean:
     @torch.no_grad()
     def spliced(self, site: Site, x_hat_RCD: Tensor) -> tuple[Tensor, Tensor]:
         """(loss, KL(clean || spliced)) of every predicted token, both [R, C - 1], in nats."""
+        return self.splice(site, x_hat_RCD)
+
+    def splice(self, site: Site, x_hat_RCD: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, with gradients to x_hat."""
         end = self.model.run_blocks(self.residual[site.layer], first=site.layer, edit={site.hook: lambda x: x_hat_RCD})
         logp = self.model.unembed(end[:, :-1]).log_softmax(-1)
         divergence = F.kl_div(logp, self.logp_RCV, log_target=True, reduction="none").sum(-1)

@@ -149,12 +149,21 @@ class Learned(Dictionary):
 
         Counts the silent tokens, and leaves the batch's fvu, l0 and share of dead latents in `last`.
         """
+        return self._step(x_ND)[2]
+
+    def reconstruct(self, x_ND: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """(x_hat as it is while training, with gradients to the parameters; losses)."""
+        scaled_ND, residual_ND, losses = self._step(x_ND)
+        return (scaled_ND - residual_ND) / self.scale, losses
+
+    def _step(self, x_ND: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """(s x, s x - s x_hat, losses)."""
         self.check(x_ND)
         check_finite(x_ND)
         with full_precision(x_ND):
-            x_ND = x_ND.detach().to(self.b_dec_D.dtype) * self.scale
+            scaled_ND = x_ND.detach().to(self.b_dec_D.dtype) * self.scale
             dead_A = self.dead_L.nonzero()[:, 0]
-            spread, x_ND = _spread(x_ND), self._unknown(x_ND)
+            spread, x_ND = _spread(scaled_ND), self._unknown(scaled_ND)
             plan = self.choose(x_ND - self.b_dec_D.detach())
             values_M = self._values(x_ND, plan)
             residuals = self._residuals(x_ND, plan, values_M)
@@ -166,7 +175,7 @@ class Learned(Dictionary):
                 error = auxk_error(*parameters, dead_A, x_ND, e_ND, self.auxk, self.signed)
                 losses["auxk"] = self.auxk_coefficient * error / _spread(e_ND)
         self._observe(plan, values_M.detach(), len(x_ND), errors[-1].detach())
-        return losses
+        return scaled_ND, residuals[-1], losses
 
     def _centred(self, x_ND: Tensor) -> Tensor:
         return self._unknown(x_ND.detach().to(self.b_dec_D.dtype) * self.scale) - self.b_dec_D.detach()
