@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from lightning.pytorch.loggers import Logger
 
-from rayscope.activations import ActivationStream
+from rayscope.activations import ActivationStream, Batch, Stream
 from rayscope.comparison import Comparison, headline_budget, position_means
 from rayscope.console import say
 from rayscope.contexts import top_contexts
@@ -38,39 +38,47 @@ def train_dictionaries(
     *,
     tokens: int,
     calibration_tokens: int,
-    loggers: Sequence[Logger] = (),
     **options: Any,
 ) -> None:
-    """Trains every dictionary at every site and saves it in `folder/dictionaries/<site key>/<name>`."""
+    """Trains every dictionary at every site of the source's text: see `train_on`."""
+    stream, calibration = source.stream("train", sites, tokens), source.stream("validation", sites, calibration_tokens)
+    about = {site: source.provenance(site) for site in sites}
+    train_on(stream, calibration, partials, folder, about=about, vocabulary=source.model.vocabulary, **options)
+
+
+def train_on(
+    stream: Stream,
+    calibration: Iterable[Batch],
+    partials: dict[str, Callable[..., Learned]],
+    folder: Path,
+    *,
+    about: dict[Site, dict[str, Any]],
+    vocabulary: int,
+    **options: Any,
+) -> None:
+    """Trains every dictionary at every site of a stream and saves it in `folder/dictionaries/<site key>/<name>`."""
     if not partials:
         raise ValueError("dictionaries: none is configured; add one, such as dictionaries=[topk]")
     try:
         dictionaries = {
-            site: {name: made(make, site, source.model) for name, make in partials.items()} for site in sites
+            site: {name: made(make, site, vocabulary) for name, make in partials.items()} for site in stream.sites
         }
     except TypeError as error:
         raise ValueError(f"dictionaries: {error}") from None  # an argument that the class does not take
-    stream = source.stream("train", sites, tokens)
-    train(
-        stream,
-        dictionaries,
-        folder,
-        calibration=source.stream("validation", sites, calibration_tokens),
-        loggers=loggers,
-        **options,
-    )
+    train(stream, dictionaries, folder, calibration=calibration, **options)
+    tokens = len(stream) * stream.batch_size
     for site, named in dictionaries.items():
         for name, dictionary in named.items():
-            about = {**source.provenance(site), "tokens": len(stream) * stream.batch_size, "seed": dictionary.seed}
-            dictionary.save(folder / DICTIONARIES / site.key / name, about)
-    write_whole(folder / TRAINED, json.dumps({"tokens": len(stream) * stream.batch_size}))
+            provenance = {**about.get(site, {}), "tokens": tokens, "seed": dictionary.seed}
+            dictionary.save(folder / DICTIONARIES / site.key / name, provenance)
+    write_whole(folder / TRAINED, json.dumps({"tokens": tokens}))
     (folder / CHECKPOINT).unlink(missing_ok=True)
     say(f"trained: {sum(map(len, dictionaries.values()))} dictionaries in {folder / DICTIONARIES}")
 
 
-def made(make: Callable[..., Learned], site: Site, model: LanguageModel) -> Learned:
+def made(make: Callable[..., Learned], site: Site, vocabulary: int) -> Learned:
     """A dictionary of the site's width; a constructor that takes `vocabulary` is told the model's."""
-    known = {"vocabulary": model.vocabulary}
+    known = {"vocabulary": vocabulary}
     taken = inspect.signature(getattr(make, "func", make)).parameters
     return make(width=site.width, **{name: value for name, value in known.items() if name in taken})
 
