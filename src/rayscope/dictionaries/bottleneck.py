@@ -45,7 +45,7 @@ class BottleneckTopK(TopK):
     def prepare(self, x_ND: Tensor, dead_window: int) -> None:
         super().prepare(x_ND, dead_window)
         with full_precision(x_ND):
-            centred_ND = x_ND.double() - x_ND.double().mean(0)
+            centred_ND = self._centred(x_ND).double()
             leading_rD = torch.linalg.eigh(centred_ND.T @ centred_ND).eigenvectors.T.flip(0)[: self.dense]
         for W_LD in (self.W_enc_LD, self.W_dec_LD, self.initial_LD):
             if W_LD is not None:

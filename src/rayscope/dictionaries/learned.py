@@ -96,7 +96,12 @@ class Learned(Dictionary):
 
     @property
     def bias(self) -> Tensor:
-        return self.b_dec_D / self.scale
+        return self._idle / self.scale
+
+    @property
+    def _idle(self) -> Tensor:
+        """s x_hat where no latent is active."""
+        return self.b_dec_D
 
     @property
     def dead_L(self) -> Tensor:
@@ -163,11 +168,11 @@ class Learned(Dictionary):
         with full_precision(x_ND):
             scaled_ND = x_ND.detach().to(self.b_dec_D.dtype) * self.scale
             dead_A = self.dead_L.nonzero()[:, 0]
-            spread, x_ND = _spread(scaled_ND), self._unknown(scaled_ND)
+            total, x_ND = _spread(scaled_ND), self._unknown(scaled_ND)
             plan = self.choose(x_ND - self.b_dec_D.detach())
             values_M = self._values(x_ND, plan)
             residuals = self._residuals(x_ND, plan, values_M)
-            errors = [residual_ND.square().sum() / spread for residual_ND in residuals]
+            errors = [residual_ND.square().sum() / total for residual_ND in residuals]
             losses = {"reconstruction": torch.stack(errors).mean(), "auxk": x_ND.new_zeros(())}
             if len(dead_A) and self.auxk:
                 e_ND = residuals[-1].detach()

@@ -18,10 +18,11 @@ class TokenBiasTopK(TopK):
 
     `for_tokens` gives the dictionary for N vectors; without it every token counts as one never seen, whose B is 0.
 
-    B is no parameter: it is the mean, over the times that a token was seen in training, of s x - z W_dec - b_dec, what
-    minimises the loss in B. It is kept as it goes: after a batch with m vectors of a token, their residuals' sum / (n +
-    prior) is added, n the times it was seen till then, at most max(memory, m), so that what the early rays missed is
-    forgotten. prior, in vectors, shrinks the B of rare tokens to 0. Only rows of a batch's tokens are touched.
+    B is no parameter: it is the mean, over the times that a token was seen in training (and, rays apart, in the sample
+    before), of s x - z W_dec - b_dec: what minimises the loss in B, given z. It is kept as it goes: after a batch with m
+    vectors of a token their residuals' sum / (n + prior) is added, n the times it was seen till then, at most
+    max(memory, m), so that what the early rays missed is forgotten. prior, in vectors, shrinks the B of rare tokens to
+    0. Only rows of a batch's tokens are touched.
     """
 
     kind = "token_bias_topk"
@@ -57,10 +58,9 @@ class TokenBiasTopK(TopK):
         return view
 
     @property
-    def bias(self) -> Tensor:
-        """(D), or in a view (N, D): decode(0) of each vector."""
-        known = self.b_dec_D if self.tokens_N is None else self.b_dec_D + self.B_VD[self.tokens_N]
-        return known / self.scale
+    def _idle(self) -> Tensor:
+        """(D), or in a view (N, D): each vector's own, and so is `bias`."""
+        return self.b_dec_D if self.tokens_N is None else self.b_dec_D + self.B_VD[self.tokens_N]
 
     def check(self, x_ND: Tensor) -> None:
         super().check(x_ND)
