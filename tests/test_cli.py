@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib import resources
 from pathlib import Path
 
 import pandas as pd
@@ -408,7 +409,8 @@ def test_hydra_flags(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["train", "--help"])
     assert not stopped.value.code
-    assert "dictionaries: abstopk, batchtopk, demo, topk" in capsys.readouterr().out
+    files = Path(str(resources.files("rayscope.conf"))).glob("dictionaries/*.yaml")
+    assert f"dictionaries: {', '.join(sorted(path.stem for path in files))}" in capsys.readouterr().out
 
 
 def test_help_and_version(capsys):
