@@ -405,7 +405,7 @@ def test_bad_linear(arguments, message):
 
 
 def test_omp_equals_scikit_learn(monkeypatch):
-    monkeypatch.setattr("rayscope.dictionaries.omp.CHUNK", 50)
+    monkeypatch.setattr("rayscope.dictionaries.support.CHUNK", 50)
     x_ND, W_LD = randn(120, 20, dtype=torch.float64), F.normalize(randn(60, 20, seed=1, dtype=torch.float64))
     indices, values = omp(x_ND, W_LD, 6)
     found = torch.zeros(120, 60, dtype=torch.float64).scatter(1, indices, values)

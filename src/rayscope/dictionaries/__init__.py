@@ -7,7 +7,7 @@ from rayscope.dictionaries.autoencoders import AbsTopK, BatchTopK, TopK
 from rayscope.dictionaries.base import KINDS, Codes, Dictionary, find, load
 from rayscope.dictionaries.bottleneck import BottleneckTopK
 from rayscope.dictionaries.learned import Learned
-from rayscope.dictionaries.linear import Linear
+from rayscope.dictionaries.linear import Linear, recoded
 from rayscope.dictionaries.matryoshka import MatryoshkaAbsTopK, MatryoshkaBatchTopK, MatryoshkaTopK
 from rayscope.dictionaries.tied import TiedTopK
 from rayscope.dictionaries.token_bias import TokenBiasTopK
@@ -29,4 +29,5 @@ __all__ = [
     "TopK",
     "find",
     "load",
+    "recoded",
 ]

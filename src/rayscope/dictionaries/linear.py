@@ -3,6 +3,7 @@
 N vectors, D site width, L latents.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,9 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rayscope.dictionaries.base import Codes, Dictionary
+from rayscope.dictionaries.fista import fista
 from rayscope.dictionaries.omp import omp
+from rayscope.dictionaries.pursuit import pursuit
 
-CODERS = ("prefix", "topk", "omp")
+SEARCHES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"omp": omp, "pursuit": pursuit, "fista": fista}
+CODERS = ("prefix", "topk", *SEARCHES)
 
 
 class Linear(Dictionary):
@@ -20,13 +24,15 @@ class Linear(Dictionary):
 
     prefix  z_l = y . w_l for the first k directions (their order is a ranking: PCA);
     topk    z_l = y . w_l for the k of largest |y . w_l| (least squares where the directions are orthonormal);
-    omp     k directions by orthogonal matching pursuit (any directions).
+    omp     k directions by orthogonal matching pursuit (any directions);
+    pursuit the same with one step along the gradient in place of least squares: cheaper;
+    fista   k directions by a lasso, then least squares: slowest.
 
-    Without `directions` they are zeros, to be filled by load.
+    signed=False makes rays of the directions: y . w_l where it was |y . w_l|, codes below 0 are 0, and least squares
+    are over z >= 0. Without `directions` they are zeros, to be filled by load.
     """
 
     kind = "linear"
-    signed = True
     directions_LD: Tensor
     bias_D: Tensor
 
@@ -38,11 +44,12 @@ class Linear(Dictionary):
         coder: str,
         directions: Tensor | None = None,
         bias: Tensor | None = None,
+        signed: bool = True,
     ):
         super().__init__(width, latents, k)
         if coder not in CODERS:
             raise ValueError(f"coder={coder!r}; it is one of {', '.join(CODERS)}")
-        self.coder = coder
+        self.coder, self.signed = coder, signed
         self.fixed_support = coder == "prefix"
         directions_LD = torch.zeros(latents, width)
         if directions is not None:
@@ -53,7 +60,7 @@ class Linear(Dictionary):
         self.register_buffer("bias_D", torch.zeros(width) if bias is None else bias.detach().to(directions_LD))
 
     def arguments(self) -> dict[str, Any]:
-        return {**super().arguments(), "coder": self.coder}
+        return {**super().arguments(), "coder": self.coder, "signed": self.signed}
 
     @property
     def directions(self) -> Tensor:
@@ -68,10 +75,11 @@ class Linear(Dictionary):
         self.check(x_ND)
         with torch.autocast(x_ND.device.type, enabled=False):
             centred_ND = x_ND.to(self.bias_D.dtype) - self.bias_D
-            if self.coder == "omp":
-                return Codes.of_rows(*omp(centred_ND, self.directions_LD, self.k), self.latents)
+            if search := SEARCHES.get(self.coder):
+                return Codes.of_rows(*search(centred_ND, self.directions_LD, self.k, self.signed), self.latents)
             if self.coder == "prefix":
                 values_Nk = centred_ND @ self.directions_LD[: self.k].T
+                values_Nk = values_Nk if self.signed else values_Nk.relu_()
                 return Codes.of_rows(
                     torch.arange(self.k, device=x_ND.device).expand(len(x_ND), -1), values_Nk, self.latents
                 )
@@ -82,8 +90,23 @@ class Linear(Dictionary):
 
     def _largest(self, centred_CD: Tensor) -> tuple[Tensor, Tensor]:
         projections_CL = centred_CD @ self.directions_LD.T
+        if not self.signed:
+            values_Ck, indices_Ck = projections_CL.relu_().topk(self.k)
+            return indices_Ck, values_Ck
         indices_Ck = projections_CL.abs().topk(self.k).indices
         return indices_Ck, projections_CL.gather(1, indices_Ck)
+
+
+def recoded(dictionary: Dictionary, coder: str, k: int | None = None) -> Linear:
+    """The directions, bias and sign of any dictionary under another coder: its directions, apart from its encoder.
+
+    The FVU of its own encoder less the least FVU of a coder is the amortisation gap. k: the dictionary's own, unless given.
+    """
+    k = dictionary.k if k is None else k
+    given = (dictionary.directions.detach(), dictionary.bias.detach(), dictionary.signed)
+    linear = Linear(dictionary.width, dictionary.latents, k, coder, *given).to(dictionary.device)
+    linear.provenance = {**dictionary.provenance, "recoded": dictionary.kind}
+    return linear.eval()
 
 
 def _unit_rows(directions: Tensor, latents: int, width: int) -> Tensor:

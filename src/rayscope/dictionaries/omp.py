@@ -6,20 +6,21 @@ N vectors, C vectors of a chunk, D site width, L directions.
 import torch
 from torch import Tensor
 
-CHUNK = 1024
+from rayscope.dictionaries.support import in_chunks, nonnegative
 
 
 @torch.no_grad()
-def omp(x_ND: Tensor, W_LD: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def omp(x_ND: Tensor, W_LD: Tensor, k: int, signed: bool = True) -> tuple[Tensor, Tensor]:
     """(indices, values), both (N, k): repeat k times: take the row with the largest |r . w|, r = x - its projection.
+
+    Without sign (rays): the row with the largest r . w, while one is positive, and r = x - its projection on the cone of
+    the rows taken: codes are non-negative least squares (Bruckstein, Elad and Zibulevsky 2008), some may return to 0.
 
     Rows of W have unit length. Where a residual is already nil the remaining values are 0. Memory does not grow with
     L^2: no Gram matrix is formed; each step is one matmul of the chunk's residuals with W.
     """
-    parts = [_chunk(x_ND[start : start + CHUNK], W_LD, k) for start in range(0, len(x_ND), CHUNK)]
-    if not parts:
-        return torch.zeros(0, k, dtype=torch.int64, device=x_ND.device), x_ND.new_zeros(0, k)
-    return torch.cat([indices for indices, _ in parts]), torch.cat([values for _, values in parts])
+    chunk = _chunk if signed else _rays
+    return in_chunks(lambda x_CD: chunk(x_CD, W_LD, k), x_ND, k)
 
 
 def _chunk(x_CD: Tensor, W_LD: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -48,3 +49,25 @@ def _chunk(x_CD: Tensor, W_LD: Tensor, k: int) -> tuple[Tensor, Tensor]:
     target_Ck = torch.einsum("ckd,cd->ck", Q_CkD, x_CD)
     values_Ck = torch.linalg.solve_triangular(R_Ckk, target_Ck[:, :, None], upper=True)[:, :, 0]
     return indices_Ck, values_Ck
+
+
+def _rays(x_CD: Tensor, W_LD: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    C, D = x_CD.shape
+    indices_Ck = torch.zeros(C, k, dtype=torch.int64, device=x_CD.device)
+    rows_CkD = x_CD.new_zeros(C, k, D)
+    gram_Ckk = torch.zeros(C, k, k, dtype=torch.float64, device=x_CD.device)
+    target_Ck, z_Ck = gram_Ckk.new_zeros(C, k), gram_Ckk.new_zeros(C, k)
+    residual_CD = x_CD.clone()
+    nil_C = 100 * torch.finfo(x_CD.dtype).eps * x_CD.norm(dim=1)
+    for j in range(k):
+        gain_CL = residual_CD @ W_LD.T
+        gain_CL.scatter_(1, indices_Ck[:, :j], -torch.inf)
+        best_C, indices_Ck[:, j] = gain_CL.max(1)
+        rows_CkD[:, j] = W_LD[indices_Ck[:, j]] * (best_C > nil_C)[:, None]  # a nil row never has a code
+        across_Cj = (rows_CkD[:, : j + 1] @ rows_CkD[:, j, :, None])[:, :, 0].double()
+        gram_Ckk[:, j, : j + 1] = gram_Ckk[:, : j + 1, j] = across_Cj
+        target_Ck[:, j] = (rows_CkD[:, j] * x_CD).sum(1)
+        part = slice(j + 1)
+        z_Ck[:, part] = nonnegative(gram_Ckk[:, part, part], target_Ck[:, part], z_Ck[:, part])
+        residual_CD = x_CD - (z_Ck[:, None, part].to(x_CD.dtype) @ rows_CkD[:, part])[:, 0]
+    return indices_Ck, z_Ck.to(x_CD.dtype)
