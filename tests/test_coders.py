@@ -1,5 +1,7 @@
 """Coders against reference solvers on the same directions. N vectors, D site width, L directions."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -120,7 +122,7 @@ def test_one_step_of_gradient_pursuit_never_raises_the_error(signed):
     for k in range(1, 9):
         indices_Nk, values_Nk = pursuit(x_ND, W_LD, k, signed)
         errors.append((x_ND - (values_Nk[:, None] @ W_LD[indices_Nk])[:, 0]).norm(dim=1))
-    assert all((later <= before + 1e-9).all() for before, later in zip(errors, errors[1:], strict=False))
+    assert all((later <= before + 1e-9).all() for before, later in pairwise(errors))
     assert errors[-1].mean() < 0.8 * errors[0].mean()
     with pytest.raises(ValueError, match="steps=0"):
         pursuit(x_ND, W_LD, 2, steps=0)
