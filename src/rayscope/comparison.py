@@ -18,14 +18,20 @@ from rayscope.source import Source
 
 @dataclass(frozen=True)
 class Baseline:
-    """fit: SiteFit -> Dictionary | None; budgets: `all` the ray dictionaries' bits, or those at the `headline` k."""
+    """fit: SiteFit -> Dictionary | None; budgets: `all` the ray dictionaries' bits, or those at the `headline` k.
+
+    max_k: the most codes that the method has (k-means: 1). A budget above that gets this k, once, at its own fewer bits.
+    """
 
     fit: Callable[[SiteFit], Dictionary | None]
     budgets: str = "all"
+    max_k: int | None = None
 
     def __post_init__(self):
         if self.budgets not in ("all", "headline"):
             raise ValueError(f"baselines: budgets={self.budgets}; all or headline")
+        if self.max_k is not None and self.max_k < 1:
+            raise ValueError(f"baselines: max_k={self.max_k} must be at least 1")
 
 
 def baselines_at_equal_bits(
@@ -47,6 +53,9 @@ def baselines_at_equal_bits(
         for bits in chosen[baseline.budgets].values():
             about = (dictionary.signed, dictionary.fixed_support, dictionary.dense)
             k = metrics.k_of_bits(bits, dictionary.latents, *about)
+            k = min(k, baseline.max_k or k)
+            if f"{name}_k{k}" in found:
+                continue
             at_k = dictionary.with_k(k)
             at_k.provenance.setdefault("tokens", fitted_tokens)
             found[f"{name}_k{k}"] = at_k
@@ -73,9 +82,12 @@ def compare(
     baselines: dict[str, Baseline],
     headline_k: int,
     fit_tokens: int,
+    sample: int = 0,
 ) -> Comparison:
+    """sample: how many of the fit_tokens' vectors stay in memory (4 bytes x width each, a site) for baselines that need them."""
     sites, device = list(learned), source.model.device
-    fitted = fit_sites(source.model, sites, source.stream("train", sites, fit_tokens, "fp32"))
+    stream = source.stream("train", sites, fit_tokens, "fp32")
+    fitted = fit_sites(source.model, sites, stream, sample, source.seed)
     both = {}
     for site, named in learned.items():
         found = baselines_at_equal_bits(fitted[site.key], baselines, named, headline_k, fit_tokens)

@@ -3,19 +3,29 @@
 from rayscope.baselines.catalogue import (
     SiteFit,
     fit_sites,
+    ica,
+    ica_split,
+    k_means,
+    k_svd,
     neurons,
+    nmf,
     pca_prefix,
+    pca_split,
     pca_topk,
     random,
+    semi_nmf,
     tokens,
     weight_svd,
 )
 from rayscope.baselines.pca import Moments, pca
+from rayscope.baselines.sample import Sample
 from rayscope.baselines.simple import neuron_basis, random_rows
+from rayscope.baselines.split import split
 from rayscope.baselines.token_means import TokenSums, token_means
 from rayscope.baselines.weights import svd
 
 __all__ = [
-    "Moments", "SiteFit", "TokenSums", "fit_sites", "neuron_basis", "neurons", "pca", "pca_prefix", "pca_topk", "random",
-    "random_rows", "svd", "token_means", "tokens", "weight_svd",
+    "Moments", "Sample", "SiteFit", "TokenSums", "fit_sites", "ica", "ica_split", "k_means", "k_svd", "neuron_basis",
+    "neurons", "nmf", "pca", "pca_prefix", "pca_split", "pca_topk", "random", "random_rows", "semi_nmf", "split", "svd",
+    "token_means", "tokens", "weight_svd",
 ]  # fmt: skip

@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from rayscope.activations import Batch
+from rayscope.baselines import factors, independent, kmeans, ksvd
 from rayscope.baselines.pca import Moments, pca
+from rayscope.baselines.sample import Sample
 from rayscope.baselines.simple import neuron_basis, random_rows
+from rayscope.baselines.split import split
 from rayscope.baselines.token_means import TokenSums, token_means
 from rayscope.baselines.weights import svd
-from rayscope.dictionaries import Dictionary
+from rayscope.dictionaries import Dictionary, Linear
 from rayscope.model import LanguageModel
 from rayscope.sites import Site
 
@@ -24,27 +27,43 @@ class SiteFit:
     """What a baseline may be fitted from: the moments of training activations, their sums by token, the model's weights.
 
     matrices: W_E (vocabulary, d_model), and the site's layer's W_in (d_model, d_mlp) and W_out (d_mlp, d_model), as in
-    y = x @ W. Position 0 is in none of the sums.
+    y = x @ W. sample: some of the activations themselves, where baselines.sample asks for any. Position 0 is in none.
     """
 
     site: Site
     moments: Moments
     token_sums: TokenSums
     matrices: dict[str, Tensor]
+    sample: Sample | None = None
+
+    @property
+    def vectors_SD(self) -> Tensor:
+        """The sample; ValueError where the run keeps none."""
+        if self.sample is None:
+            raise ValueError(
+                "baselines.sample=0: a baseline listed is fitted on vectors kept in memory; try sample=20_000"
+            )
+        return self.sample.vectors_SD
 
     @property
     def mean_D(self) -> Tensor:
         return self.moments.mean_D.float()
 
 
-def fit_sites(model: LanguageModel | None, sites: Iterable[Site], batches: Iterable[Batch]) -> dict[str, SiteFit]:
-    """{site.key: fit}, in one pass over the batches. Without a model (a planted world): no matrices, one token, 0."""
+def fit_sites(
+    model: LanguageModel | None, sites: Iterable[Site], batches: Iterable[Batch], sample: int = 0, seed: int = 0
+) -> dict[str, SiteFit]:
+    """{site.key: fit}, in one pass over the batches; `sample` vectors of each site, at the same positions, stay in memory.
+
+    Without a model (a planted world): no matrices, and one token, 0.
+    """
     fits = {
         site.key: SiteFit(
             site,
             Moments(),
-            TokenSums(model.network.config.vocab_size if model else 1, site.width),
+            TokenSums(model.vocabulary if model else 1, site.width),
             matrices(model, site) if model else {},
+            Sample(sample, seed) if sample else None,
         )
         for site in sites
     }
@@ -52,6 +71,8 @@ def fit_sites(model: LanguageModel | None, sites: Iterable[Site], batches: Itera
         for key, fit in fits.items():
             fit.moments.update(batch.activations[key])
             fit.token_sums.update(batch.tokens_N, batch.activations[key])
+            if fit.sample:
+                fit.sample.update(batch.activations[key])
     return fits
 
 
@@ -69,6 +90,54 @@ def pca_prefix(fit: SiteFit) -> Dictionary:
 def pca_topk(fit: SiteFit) -> Dictionary:
     """The k principal components with the largest |coefficients| of each vector: PCA used as a sparse code."""
     return pca(fit.moments, 1, "topk")
+
+
+def pca_split(fit: SiteFit) -> Dictionary:
+    """The k rays with the largest codes among both ends of each principal component."""
+    return split(pca(fit.moments, 1, "topk"))
+
+
+def ica(fit: SiteFit, components: int, seed: int = 0, iterations: int = 100, tolerance: float = 1e-3) -> Dictionary:
+    return _ica(fit, components, seed, iterations, tolerance)
+
+
+def ica_split(
+    fit: SiteFit, components: int, seed: int = 0, iterations: int = 100, tolerance: float = 1e-3
+) -> Dictionary:
+    """Both ends of each independent component, as rays."""
+    return split(_ica(fit, components, seed, iterations, tolerance))
+
+
+def _ica(fit: SiteFit, components: int, seed: int, iterations: int, tolerance: float) -> Linear:
+    return independent.ica(fit.vectors_SD, components, 1, seed=seed, iterations=iterations, tolerance=tolerance)
+
+
+def semi_nmf(fit: SiteFit, latents: int, seed: int = 0, iterations: int = 50) -> Dictionary:
+    """As many rays as asked, and as semi-NMF has: the width at most."""
+    return factors.semi_nmf(fit.vectors_SD, _limited(fit, latents), 1, seed=seed, iterations=iterations)
+
+
+def nmf(
+    fit: SiteFit, latents: int, seed: int = 0, iterations: int = 50, most_negative: float = 0.1
+) -> Dictionary | None:
+    """As many rays as asked, the width at most; None at sites with more than a little that is negative."""
+    limited = _limited(fit, latents)
+    return factors.nmf(fit.vectors_SD, limited, 1, seed=seed, iterations=iterations, most_negative=most_negative)
+
+
+def _limited(fit: SiteFit, latents: int) -> int:
+    return min(latents, fit.site.width, len(fit.vectors_SD))
+
+
+def k_means(fit: SiteFit, latents: int, seed: int = 0, iterations: int = 20) -> Dictionary:
+    """List it with max_k: 1."""
+    return kmeans.kmeans(fit.vectors_SD, latents, seed=seed, iterations=iterations)
+
+
+def k_svd(fit: SiteFit, latents: int, k: int, seed: int = 0, sweeps: int = 10) -> Dictionary:
+    """Fitted for k codes, and measured at whatever number of them."""
+    latents = min(latents, len(fit.vectors_SD))
+    return ksvd.ksvd(fit.vectors_SD, latents, min(k, latents), seed=seed, sweeps=sweeps)
 
 
 def weight_svd(fit: SiteFit, matrix: str) -> Dictionary | None:
