@@ -4,23 +4,21 @@ S vectors of a sample, D site width, L clusters.
 """
 
 import torch
-from sklearn.cluster import MiniBatchKMeans
+from sklearn.cluster import MiniBatchKMeans, kmeans_plusplus
 from torch import Tensor
 
 from rayscope.dictionaries import Linear
 
 
 def clusters(x_SD: Tensor, latents: int, *, seed: int, iterations: int, batch: int = 4096) -> Tensor:
-    """(L, D) centroids of scikit-learn's MiniBatchKMeans, k-means++ to begin with; as many as vectors, if those are fewer."""
+    """(L, D) centroids of scikit-learn's MiniBatchKMeans, as many as vectors, if those are fewer.
+
+    Begun by k-means++ with one draw a centroid, among 3 L vectors: its usual draws would take most of the time.
+    """
     latents = min(latents, len(x_SD))
-    fit = MiniBatchKMeans(
-        latents,
-        max_iter=iterations,
-        batch_size=batch,
-        n_init=1,
-        init_size=min(len(x_SD), max(3 * latents, 3 * batch)),
-        random_state=seed,
-    )
+    order = torch.randperm(len(x_SD), generator=torch.Generator().manual_seed(seed))
+    first = kmeans_plusplus(x_SD[order[: 3 * latents]].float().numpy(), latents, random_state=seed, n_local_trials=1)[0]
+    fit = MiniBatchKMeans(latents, init=first, n_init=1, max_iter=iterations, batch_size=batch, random_state=seed)  # type: ignore[arg-type]
     return torch.from_numpy(fit.fit(x_SD.float().numpy()).cluster_centers_)
 
 

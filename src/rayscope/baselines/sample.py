@@ -28,7 +28,9 @@ class Sample:
         order_N = self.seen + np.arange(len(x_ND))
         places_N = np.floor(self._random.random(len(x_ND)) * (order_N + 1)).astype(np.int64)
         places_N = np.where(order_N < self.size, order_N, places_N)  # the first fill it
-        latest = {int(places_N[n]): n for n in np.flatnonzero(places_N < self.size)}  # the last to a place stays
+        latest = {
+            int(places_N[n]): n for n in np.flatnonzero(places_N < self.size).tolist()
+        }  # the last to a place stays
         if latest:
             self._kept_SD[list(latest)] = x_ND[list(latest.values())].float().cpu()
         self.seen += len(x_ND)

@@ -19,7 +19,7 @@ def pursuit(x_ND: Tensor, W_LD: Tensor, k: int, signed: bool = True, steps: int 
     (rays: d = relu(z + a g) - z, z <- z + min(1, r . dW / |dW|^2) d, so that no step raises |r|).
 
     Blumensath and Davies, "Gradient pursuits" (2008). With many steps the codes are least squares on the support
-    (rays: over z >= 0); one step is what makes it cheap. Rows of W have unit length.
+    (rays: over z >= 0). No system is solved. Rows of W have unit length.
     """
     if steps < 1:
         raise ValueError(f"steps={steps} must be at least 1")
