@@ -87,6 +87,16 @@ def test_baselines_are_made(choice, model, packed):
         assert {dictionary.width for dictionary in named.values()} == {site.width}
 
 
+def test_everything_has_all_of_all():
+    fits = {
+        choice: {
+            name: entry.fit for name, entry in compose("evaluate", (f"baselines={choice}",)).baselines.list.items()
+        }
+        for choice in ("all", "everything")
+    }
+    assert fits["all"].items() <= fits["everything"].items()
+
+
 @pytest.mark.parametrize("choice", groups()["text"])
 def test_texts_are_made_without_the_hub(choice, text_file):
     given = (f"text.files={text_file}",) if choice == "files" else tuple(GIVEN.get(choice, ()))
