@@ -14,8 +14,8 @@ from rayscope.baselines.kmeans import kmeans
 from rayscope.baselines.ksvd import ksvd, sweep
 from rayscope.comparison import Baseline, baselines_at_equal_bits
 from rayscope.dictionaries import Linear, load
-from rayscope.evaluation import bits_per_token
 from rayscope.matching import greatest_cosines, mcc, mmcs
+from rayscope.meter import bits_per_token
 from rayscope.metrics import fvu
 
 
