@@ -9,8 +9,12 @@ import pytest
 import torch
 
 from rayscope.cli import main
+from rayscope.dictionaries import Linear
+from rayscope.meter import bits_per_token
 from rayscope.report import verdict_lines
 from rayscope.studies import Findings, Observed, Prediction, Setting, conduct, options_of_size, over_seeds
+from rayscope.studies.pareto import at_bits
+from rayscope.studies.surrogate import STREAMS, worst_share
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +100,78 @@ def test_the_report_shows_studies(source, tmp_path):
     page = (tmp_path / "s/a/report/index.html").read_text()
     assert "metric_sanity (size demo" in page
     assert "the figure of a" in page
+
+
+SURROGATE = [
+    "study.sizes.demo.tokens=1280", "study.sizes.demo.held_out=640", "study.sizes.demo.latents=48", "study.sizes.demo.ks=[3]",
+    "study.run.fit_tokens=1280", "study.run.sample=640", "sites.patterns=[blocks.1.hook_resid_post]",
+]  # fmt: skip
+
+
+def test_surrogate(source, tmp_path):
+    table, verdict = run("surrogate", *source, *SURROGATE, out=tmp_path / "a")
+    again, _ = run("surrogate", *source, *SURROGATE, out=tmp_path / "b")
+    pd.testing.assert_frame_equal(table, again)
+    assert verdict["predictions"]["prefix"]["pass"]
+    fvu = table[table["metric"] == "fvu"].set_index(["stream", "method", "seed"]).sort_index()["value"]
+    assert set(fvu.index.get_level_values("stream")) == set(STREAMS)
+    gains = table[table["metric"] == "gain"].set_index(["stream", "seed"]).sort_index()["value"]
+    for seed in (0, 1):
+        expected = 1 - fvu["gaussian", "rays", seed] / fvu["gaussian", "pca_topk"].iloc[0]
+        assert gains["gaussian", seed] == pytest.approx(expected, abs=1e-5)
+    bits = table[table["stream"] == "real"].set_index("method")["bits"]
+    assert (bits["pca_topk"] >= bits["rays"].iloc[0]).all()  # the baseline never has fewer
+    beyond = min(gains["real", s] - gains["token_mixture", s] for s in (0, 1))
+    assert verdict["predictions"]["beyond_tokens"]["observed"] >= beyond - 1e-6
+
+
+def test_shares_of_a_gain():
+    def one(real, null):
+        return {
+            "real": {("a", 8, 0): (real, torch.full((9,), real))},
+            "null": {("a", 8, 0): (null, torch.full((9,), null))},
+        }
+
+    found = worst_share(one(0.5, 0.1), "null", [("a", 8)], (0,))
+    assert (found.value, found.low, found.high) == pytest.approx((0.2, 0.2, 0.2))
+    assert math.isnan(worst_share(one(-0.5, -0.1), "null", [("a", 8)], (0,)).value)  # no gain, no share of it
+
+
+PARETO = [
+    "study.sizes.demo.tokens=1280", "study.sizes.demo.held_out=640", "study.sizes.demo.splice_tokens=320",
+    "study.sizes.demo.latents=48", "study.sizes.demo.ks=[2,4]", "study.sizes.demo.sample=400", "study.effort.demo.iterations=2",
+    "study.sizes.demo.gap_tokens=64", "study.run.fit_tokens=1280", "study.run.validation_tokens=320",
+    "sites.patterns=[blocks.1.hook_resid_post]", "study.run.baselines.ica.fit.components=16",
+]  # fmt: skip
+
+
+def test_pareto(source, tmp_path):
+    table, verdict = run("pareto", *source, *PARETO, out=tmp_path / "a")
+    again, _ = run("pareto", *source, *PARETO, out=tmp_path / "b")
+    pd.testing.assert_frame_equal(table, again)
+    assert {"rays", "directions", "frozen", "soft_frozen", "pca_topk", "k_svd", "semi_nmf", "mean"} <= set(
+        table["method"]
+    )
+    assert set(table.loc[table["bits"].notna(), "quantised"]) == {True}
+    sparse = table[table["method"] == "pca_topk"].sort_values("bits")
+    ratios = []
+    for rays in table[table["method"] == "rays"].to_dict("records"):
+        theirs = sparse[sparse["bits"] >= rays["bits"]].iloc[0]  # the baseline never has fewer bits
+        assert theirs["bits"] < rays["bits"] + 20
+        ratios.append(theirs["dce"] / rays["dce"] if rays["dce"] > 0 else 1000)
+    assert verdict["predictions"]["sparse_pca"]["observed"] == pytest.approx(min(ratios), rel=1e-3)
+    assert (
+        table.loc[table["method"] == "rays", "gap_omp"] > 0
+    ).all()  # pursuit finds better codes on the same directions
+    assert table["gap_fista"].notna().sum() == 4  # each arm at the least k and first seed
+    with pytest.raises(SystemExit):
+        main(["study", "pareto", *source, "size=nite", f"out={tmp_path / 'c'}"])
+
+
+def test_a_baseline_is_read_at_the_bits_of_the_rays():
+    named = {f"pca_k{k}": Linear(16, 16, k, "topk", torch.eye(16)) for k in (2, 3, 9)}
+    three = bits_per_token(named["pca_k3"])
+    assert at_bits("pca", named, three - 1) == "pca_k3"
+    assert at_bits("pca", named, three) == "pca_k3"
+    assert at_bits("pca", named, three + 1) is None  # the next has far more
+    assert at_bits("ica", named, three) is None

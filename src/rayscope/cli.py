@@ -102,9 +102,10 @@ def study(config: DictConfig, folder: Path) -> None:
     from rayscope.report import verdict_lines
     from rayscope.sites import resolve
 
+    studies.options_of_size(config.study.sizes, config.size)  # before what depends on it is resolved
     asked: Any = OmegaConf.to_container(config.study, resolve=True)
+    options = {"seeds": asked["seeds"], **asked["sizes"][config.size]}
     source = open_source(config)
-    options = {"seeds": asked["seeds"], **studies.options_of_size(asked["sizes"], config.size)}
     sites = tuple(resolve(config.sites.patterns, source.model))
     setting = studies.Setting(source, sites, tuple(options.pop("seeds")), folder)
     verdict = studies.conduct(

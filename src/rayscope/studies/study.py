@@ -5,7 +5,7 @@ B bootstrap draws, S seeds, G documents.
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -103,7 +103,7 @@ def conduct(
     return verdict
 
 
-def options_of_size(sizes: dict[str, Any], size: str) -> dict[str, Any]:
+def options_of_size(sizes: Mapping[str, Any], size: str) -> dict[str, Any]:
     if size not in sizes:
         near = get_close_matches(str(size), sizes, n=1) or list(sizes)
         raise ValueError(f"size={size}: no such size; nearest: {', '.join(near)} (there are {', '.join(sizes)})")

@@ -1,0 +1,204 @@
+"""What does a bit buy? Every learned dictionary and every baseline at equal bits, with the nulls beside them.
+
+B bootstrap draws, N vectors.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from rayscope import metrics
+from rayscope.activations import Batch
+from rayscope.comparison import Baseline, Comparison, compare
+from rayscope.dictionaries import Dictionary, Learned, recoded
+from rayscope.drawing import COLOURS, LINES, MARKERS, label, log_axis, panels
+from rayscope.evaluation import Measurement
+from rayscope.meter import bits_per_token
+from rayscope.pipeline import measure_compared
+from rayscope.reconstruction import reconstruct
+from rayscope.sites import Site
+from rayscope.studies.arms import train_arms
+from rayscope.studies.study import Findings, Setting, over_seeds
+
+COLUMNS = [
+    "site", "method", "role", "k", "latents", "seed", "bits", "bits_entropy", "fvu", "fvu_low", "fvu_high", "dce", "dce_low",
+    "dce_high", "kl", "kl_low", "kl_high", "l0", "dead", "gap_omp", "gap_fista", "quantised", "tokens", "splice_tokens",
+    "gap_tokens", "trained_tokens",
+]  # fmt: skip
+DRAWS = 1000
+NULLS = ("random", "frozen", "soft_frozen", "mean")
+LARGEST = 1000.0  # a ratio of losses; the denominator can vanish
+
+
+def pareto(
+    setting: Setting,
+    *,
+    arms: dict[str, Callable[..., Learned]],
+    controls: dict[str, Callable[..., Learned]],
+    baselines: dict[str, dict[str, Any]],
+    ks: list[int],
+    latents: int,
+    tokens: int,
+    fit_tokens: int,
+    sample: int,
+    held_out: int,
+    splice_tokens: int,
+    validation_tokens: int,
+    gap_tokens: int,
+    lr: float | None = None,
+) -> Findings:
+    """arms are trained at every k and seed, controls at every k with the first seed; "rays" and "pca_topk" must be there.
+
+    gap_omp, gap_fista: the amortisation gap, the FVU of the dictionary's own codes less that of the coder's on its
+    directions, on the first gap_tokens test vectors and without quantisation; FISTA for the least k and first seed alone.
+
+    Observes ratios of dCE at equal bits, each the least over sites (and k, where more than one is measured):
+    `sparse_pca` that of pca_topk to the rays', `token_means` and `best_fitted` (any baseline but those) at the least k.
+    """
+    seeds, first = setting.seeds, min(ks)
+    made = {
+        f"{name}_k{k}_s{seed}": (
+            lambda width, make=make, k=k, seed=seed: make(width=width, latents=latents, k=k, seed=seed, lr=lr)
+        )
+        for group, of in ((arms, seeds), (controls, seeds[:1]))
+        for name, make in group.items()
+        for k in ks
+        for seed in of
+    }
+    source, sites = setting.source, setting.sites
+    held = source.stream("validation", sites, validation_tokens, "fp32")
+    learned = train_arms(
+        setting.folder / "arms", source.stream("train", sites, tokens), held, made,
+        vocabulary=source.model.vocabulary, about={site: source.provenance(site) for site in sites},
+    )  # fmt: skip
+    fitted = {name: Baseline(**entry) for name, entry in baselines.items()}
+    compared = compare(source, learned, fitted, first, fit_tokens, sample)
+    measured = measure_compared(
+        compared, tokens=held_out, splice_tokens=splice_tokens, validation_tokens=validation_tokens
+    )
+    gaps = amortisation(compared, gap_tokens, first, seeds[0])
+    table = pd.DataFrame(
+        [
+            row_of(measured, site, name) | gaps.get((site, name), {})
+            for site, named in measured.meters.items()
+            for name in named
+        ]
+    ).reindex(columns=COLUMNS)
+    ratio = Ratios(measured, compared)
+    observed = {
+        "sparse_pca": over_seeds([ratio.least(["pca_topk"], ks, seed) for seed in seeds]),
+        "token_means": over_seeds([ratio.least(["token_means"], [first], seed) for seed in seeds]),
+        "best_fitted": over_seeds(
+            [ratio.least([n for n in fitted if n != "token_means"], [first], seed) for seed in seeds]
+        ),
+    }
+    return Findings(table, observed, figure(table))
+
+
+class Ratios:
+    """dCE of baselines over that of the rays, both on the same resamples of documents."""
+
+    def __init__(self, measured: Measurement, compared: Comparison):
+        self.measured, self.compared = measured, compared
+        self.weights_BG = torch.cat(
+            [torch.ones(1, measured.documents).double(), metrics.bootstrap_weights(measured.documents, DRAWS)]
+        )
+
+    def dce(self, site: Site, name: str) -> Tensor:
+        """[1 + B]: of all documents, then of each draw."""
+        return self.measured.statistics(site, name)["dce"](self.weights_BG)
+
+    def least(self, methods: list[str], ks: list[int], seed: int) -> tuple[float, Tensor]:
+        """(value, [B]): the least over sites, ks and methods; a baseline is read at the k that costs the bits of the rays."""
+        found = []
+        for site, named in self.compared.all.items():
+            for k in ks:
+                rays = f"rays_k{k}_s{seed}"
+                mine = self.dce(site, rays)
+                for method in methods:
+                    theirs = at_bits(method, named, bits_per_token(named[rays]))
+                    if theirs:
+                        ratio = torch.where(mine > 0, self.dce(site, theirs) / mine, LARGEST)
+                        found.append(ratio.clamp(-LARGEST, LARGEST))
+        if not found:
+            raise ValueError(f"study.run.baselines: none of {', '.join(methods)} is measured at the bits of the rays")
+        least = torch.stack(found).amin(0)
+        return least[0].item(), least[1:]
+
+
+def at_bits(method: str, named: dict[str, Dictionary], bits: float) -> str | None:
+    """The method's dictionary of the fewest bits at or above these, if it is no more than one code above."""
+    there = {n: bits_per_token(d) for n, d in named.items() if n.rpartition("_k")[0] == method}
+    above = {n: b for n, b in there.items() if b >= bits - 1e-9}
+    return min(above, key=lambda n: above[n]) if above and min(above.values()) < bits + 20 else None
+
+
+def amortisation(compared: Comparison, tokens: int, first: int, seed: int) -> dict[tuple[Site, str], dict[str, float]]:
+    """{(site, name): {gap_omp, gap_fista, gap_tokens}} of the learned dictionaries that have no side information."""
+    source = compared.source
+    stream = source.stream("test", list(compared.learned), max(tokens, source.batch_size), "fp32")
+    test = Batch.join(stream).take(torch.arange(min(tokens, len(stream) * stream.batch_size)))
+    found: dict[tuple[Site, str], dict[str, float]] = {}
+    for site, named in compared.learned.items():
+        for name, dictionary in named.items():
+            coders = ["omp", *(["fista"] if name.endswith(f"_k{first}_s{seed}") else [])]
+            both = {"own": dictionary, **{coder: recoded(dictionary, coder) for coder in coders}}
+            fvu = {n: m.statistics()["fvu"] for n, m in reconstruct({site: both}, test)[site].items()}
+            value = {n: f(torch.ones(1, len(test.documents_N.unique())).double()).item() for n, f in fvu.items()}
+            found[site, name] = {f"gap_{c}": value["own"] - value[c] for c in coders} | {"gap_tokens": len(test)}
+    return found
+
+
+def row_of(measured: Measurement, site: Site, name: str) -> dict[str, Any]:
+    meter = measured.meters[site][name]
+    statistics = measured.statistics(site, name)
+    weights_BG = metrics.bootstrap_weights(measured.documents, DRAWS)
+    ones = torch.ones(1, measured.documents, dtype=torch.float64)
+    row: dict[str, Any] = {metric: f(ones).item() for metric, f in statistics.items()} | meter.whole()
+    for metric in ("fvu", "dce", "kl"):
+        row[f"{metric}_low"], row[f"{metric}_high"] = metrics.interval(statistics[metric], weights_BG)
+    method = name.rpartition("_s")[0].rpartition("_k")[0] or name.rpartition("_k")[0] or name
+    codec = meter.codec
+    if isinstance(codec, Dictionary):
+        role = "directions" if codec.signed else "rays"
+        role = role if isinstance(codec, Learned) else "baseline"
+        row |= {"k": codec.k, "latents": codec.latents, "seed": codec.provenance.get("seed")}
+        row |= {"role": "null" if method in NULLS else role, "trained_tokens": codec.provenance.get("tokens")}
+    else:
+        row["role"] = "null"
+    sizes = {"tokens": measured.tokens, "splice_tokens": measured.splice_tokens}
+    return {"site": site.hook, "method": method, "quantised": meter.grid is not None, **sizes, **row}
+
+
+def figure(table: pd.DataFrame) -> str:
+    """FVU and dCE against bits, a line a method (the mean over seeds), the band of the nulls shaded, a row a site."""
+    coded = table.dropna(subset=["bits"])
+    sites = list(dict.fromkeys(coded["site"]))
+    curves = coded.groupby(["site", "method", "role", "k"], sort=False)[["bits", "fvu", "dce"]].mean().reset_index()
+    names = [n for n in dict.fromkeys(curves["method"]) if n not in NULLS]
+    with panels(2 * len(sites), 3.4) as (axes, svg):
+        for i, (site, metric) in enumerate((site, metric) for site in sites for metric in ("fvu", "dce")):
+            one, here = axes[i], curves[curves["site"] == site]
+            null = here[here["role"] == "null"].sort_values("bits")
+            for j, name in enumerate(names):
+                mine = here[here["method"] == name].sort_values("bits")
+                if len(mine):
+                    role = mine["role"].iloc[0]
+                    look = {"color": COLOURS[role], "marker": MARKERS[j % len(MARKERS)], "ls": LINES[j % len(LINES)]}
+                    one.plot(mine["bits"], mine[metric], label=label(name), lw=2 if name == "rays" else 1, **look)
+            if len(null):
+                edges = null.groupby("k")[["bits", metric]].agg({"bits": "mean", metric: ["min", "max"]})
+                edges = edges.sort_values(("bits", "mean"))
+                low, high = edges[(metric, "min")], edges[(metric, "max")]
+                one.fill_between(
+                    edges[("bits", "mean")], low, high, color=COLOURS["null"], alpha=0.25, lw=0, label="nulls"
+                )
+            log_axis(one, "x", "bits per token (log)")
+            if (here[metric] > 0).all():
+                log_axis(one, "y", "")
+            one.set_ylabel({"fvu": "FVU", "dce": "dCE (nats per token)"}[metric])
+            one.set_title(label(site))
+        return svg()

@@ -1,0 +1,219 @@
+"""How much of the gain of rays over PCA is structure? The same on nulls that keep more and more of the activations.
+
+N vectors, L latents, B bootstrap draws, G documents.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from rayscope import metrics
+from rayscope.activations import Batch, Stream
+from rayscope.baselines import Moments, pca
+from rayscope.dictionaries import Dictionary, Learned
+from rayscope.drawing import COLOURS, MARKERS, label, panels
+from rayscope.meter import Meter, bits_per_token
+from rayscope.reconstruction import reconstruct
+from rayscope.sites import Site
+from rayscope.studies.arms import train_arms
+from rayscope.studies.study import Findings, Observed, Setting, over_seeds
+from rayscope.surrogates import Surrogate, sample_sites
+
+MATCHED = ("gaussian", "elliptical", "pc_shuffled", "token_mixture")  # of the real mean and covariance
+STREAMS = ("real", *MATCHED, "random_weights")
+COLUMNS = [
+    "stream", "site", "method", "k", "latents", "bits", "seed", "metric", "value", "low", "high", "quantised", "tokens",
+    "trained_tokens",
+]  # fmt: skip
+DRAWS = 1000
+
+
+@dataclass(frozen=True)
+class Arena:
+    """A stream to train on, validation and test vectors like its own, and the moments that its PCA is made from."""
+
+    stream: Stream
+    validation: Batch
+    test: Batch
+    moments: dict[str, Moments]
+
+
+def surrogate(
+    setting: Setting,
+    *,
+    rays: Callable[..., Learned],
+    latents: int,
+    ks: list[int],
+    tokens: int,
+    fit_tokens: int,
+    sample: int,
+    held_out: int,
+    lr: float | None = None,
+) -> Findings:
+    """gain = 1 - FVU(rays) / FVU(pca_topk), PCA at the least k that costs at least the bits of the rays.
+
+    Rays are trained anew on each stream; PCA is that of the stream's own mean and covariance, which the four surrogates
+    share with the real one, and so do their test vectors exactly (`Surrogate.match`).
+
+    Observes `prefix`, the largest relative difference of pca_prefix's FVU on the first three nulls from the real one;
+    for `gaussian`, `token_mixture` and `random_weights` the gain there as a share of the real gain, largest over sites
+    and k; `beyond_tokens`, the real gain less that on the token mixture, least over sites and k.
+    """
+    arenas = dict(make_arenas(setting, tokens, fit_tokens, sample, held_out))
+    gains: dict[str, dict[tuple[str, int, int], tuple[float, Tensor]]] = {}
+    prefix: dict[tuple[str, str, int], float] = {}
+    rows = []
+    for name, arena in arenas.items():
+        arms = {
+            f"rays_k{k}_s{seed}": (
+                lambda width, k=k, seed=seed: rays(width=width, latents=latents, k=k, seed=seed, lr=lr)
+            )
+            for k in ks
+            for seed in setting.seeds
+        }
+        trained = train_arms(setting.folder / "arms" / name, arena.stream, [arena.validation], arms)
+        compared = {
+            site: named | at_equal_bits(arena.moments[site.key], named, site) for site, named in trained.items()
+        }
+        meters = reconstruct(compared, arena.test, arena.validation)
+        plain = reconstruct(
+            {s: {n: d for n, d in named.items() if n.startswith("pca_prefix")} for s, named in compared.items()},
+            arena.test,
+        )
+        gains[name] = {}
+        for site, named in compared.items():
+            fvu = {n: of_documents(meters[site][n]) for n in named}
+            rows += [row_of(name, site, n, d, meters[site][n], fvu[n], len(arena.test)) for n, d in named.items()]
+            for k in ks:
+                prefix[name, site.hook, k] = of_documents(plain[site][f"pca_prefix_{k}"])[0]
+                for seed in setting.seeds:
+                    mine, theirs = fvu[f"rays_k{k}_s{seed}"], fvu[f"pca_topk_{k}"]
+                    gain = 1 - mine[0] / theirs[0], 1 - mine[1] / theirs[1]
+                    gains[name][site.hook, k, seed] = gain
+                    about = {"stream": name, "site": site.hook, "method": "rays", "k": k, "seed": seed}
+                    low, high = metrics.interval(lambda _, draws=gain[1]: draws, gain[1])
+                    rows.append(
+                        {**about, "metric": "gain", "value": gain[0], "low": low, "high": high, "quantised": True}
+                    )
+    table = pd.DataFrame(rows).reindex(columns=COLUMNS)
+    cells = [(site.hook, k) for site in setting.sites for k in ks]
+    observed = {
+        "prefix": Observed.exactly(
+            max(abs(prefix[name, *cell] / prefix["real", *cell] - 1) for name in MATCHED[:3] for cell in cells)
+        ),
+        **{
+            name: worst_share(gains, name, cells, setting.seeds)
+            for name in ("gaussian", "token_mixture", "random_weights")
+        },
+        "beyond_tokens": over_seeds(
+            [least([difference(gains, cell, seed) for cell in cells]) for seed in setting.seeds]
+        ),
+    }
+    return Findings(table, observed, figure(table))
+
+
+def make_arenas(
+    setting: Setting, tokens: int, fit_tokens: int, sample: int, held_out: int
+) -> Iterator[tuple[str, Arena]]:
+    """(name, Arena) of every stream, the real one first."""
+    source, sites = setting.source, setting.sites
+    known = sample_sites(source.stream("train", sites, fit_tokens, "fp32"), source.model.vocabulary, sample)
+    moments = {key: one.moments for key, one in known.items()}
+    train = source.stream("train", sites, tokens)
+    held = {split: Batch.join(source.stream(split, sites, held_out, "fp32")) for split in ("validation", "test")}
+    yield "real", Arena(train, held["validation"], held["test"], moments)
+    for kind in MATCHED:
+        null = Surrogate(kind, known, train, seed=source.seed)
+        yield kind, Arena(null, null.match(held["validation"]), null.match(held["test"]), moments)
+    other = replace(source, model=source.model.randomised(source.seed))
+    theirs = sample_sites(other.stream("train", sites, fit_tokens, "fp32"), other.model.vocabulary, 1)
+    held = {split: Batch.join(other.stream(split, sites, held_out, "fp32")) for split in ("validation", "test")}
+    moments = {key: one.moments for key, one in theirs.items()}
+    yield "random_weights", Arena(other.stream("train", sites, tokens), held["validation"], held["test"], moments)
+
+
+def at_equal_bits(moments: Moments, rays: dict[str, Dictionary], site: Site) -> dict[str, Dictionary]:
+    """{"pca_topk_<k of the rays>", "pca_prefix_<k of the rays>"}: PCA at the least k of at least as many bits."""
+    found: dict[str, Dictionary] = {}
+    for coder in ("topk", "prefix"):
+        fitted = pca(moments, 1, coder)
+        for d in rays.values():
+            k = metrics.k_of_bits(bits_per_token(d), site.width, True, coder == "prefix")
+            found[f"pca_{coder}_{d.k}"] = fitted.with_k(k).to(d.device)
+    return found
+
+
+def of_documents(meter: Meter) -> tuple[float, Tensor]:
+    """(FVU, [B] its bootstrap over documents, the same resamples for every codec)."""
+    documents = len(meter.sums["excluded"].error_G)
+    fvu = meter.statistics()["fvu"]
+    return fvu(torch.ones(1, documents, dtype=torch.float64)).item(), fvu(metrics.bootstrap_weights(documents, DRAWS))
+
+
+def row_of(
+    stream: str, site: Site, name: str, d: Dictionary, meter: Meter, fvu: tuple[float, Tensor], tokens: int
+) -> dict:
+    low, high = metrics.interval(lambda _: fvu[1], fvu[1])
+    method = name if not name.startswith("pca") else name.rpartition("_")[0]
+    return {
+        "stream": stream, "site": site.hook, "method": method.partition("_k")[0], "k": d.k, "latents": d.latents,
+        "bits": meter.whole()["bits"], "seed": d.provenance.get("seed"), "metric": "fvu", "value": fvu[0], "low": low,
+        "high": high, "quantised": True, "tokens": tokens, "trained_tokens": d.provenance.get("tokens"),
+    }  # fmt: skip
+
+
+def worst_share(gains: dict, name: str, cells: list[tuple[str, int]], seeds: tuple[int, ...]) -> Observed:
+    """The gain on a null over the real gain, the largest of all sites and k; nan where there is no real gain to share."""
+    shares = []
+    for seed in seeds:
+        each = []
+        for cell in cells:
+            (null, null_B), (real, real_B) = gains[name][*cell, seed], gains["real"][*cell, seed]
+            share_B = torch.where(real_B > 0, null_B / real_B, torch.nan)
+            each.append((null / real if real > 0 else math.nan, share_B))
+        values = [value for value, _ in each]
+        worst = math.nan if any(map(math.isnan, values)) else max(values)
+        shares.append((worst, torch.stack([draws_B for _, draws_B in each]).amax(0)))
+    return over_seeds(shares)
+
+
+def difference(gains: dict, cell: tuple[str, int], seed: int) -> tuple[float, Tensor]:
+    real, null = gains["real"][*cell, seed], gains["token_mixture"][*cell, seed]
+    return real[0] - null[0], real[1] - null[1]
+
+
+def least(each: list[tuple[float, Tensor]]) -> tuple[float, Tensor]:
+    return min(v for v, _ in each), torch.stack([draws_B for _, draws_B in each]).amin(0)
+
+
+def figure(table: pd.DataFrame) -> str:
+    """The gain on every stream, from what keeps least to the real one, a marker a k, bars over seeds and documents."""
+    gains = table[table["metric"] == "gain"]
+    order = [*MATCHED[:3], "random_weights", "token_mixture", "real"]
+    sites = list(dict.fromkeys(gains["site"]))
+    with panels(len(sites), 2.8) as (axes, svg):
+        for one, site in zip(axes, sites, strict=True):
+            here = gains[gains["site"] == site]
+            ks = sorted(here["k"].unique())
+            for i, k in enumerate(ks):
+                mine = (
+                    here[here["k"] == k]
+                    .groupby("stream")[["value", "low", "high"]]
+                    .agg({"value": "mean", "low": "min", "high": "max"})
+                    .reindex(order)
+                )
+                places = [place + 0.15 * (i - (len(ks) - 1) / 2) for place in range(len(order))]
+                bars = [mine["value"] - mine["low"], mine["high"] - mine["value"]]
+                colour = COLOURS["rays"]
+                one.errorbar(
+                    places, mine["value"], bars, fmt=MARKERS[i], color=colour, mfc="white", label=f"k = {k:.0f}"
+                )
+            one.axhline(0, color=COLOURS["null"], linewidth=1)
+            one.set_xticks(range(len(order)), [name.replace("_", "\n") for name in order])
+            one.set_ylabel("gain over pca_topk at equal bits")
+            one.set_title(label(site))
+        return svg()
