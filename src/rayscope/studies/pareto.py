@@ -6,8 +6,10 @@ B bootstrap draws, N vectors.
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
+from matplotlib.colors import to_rgb
 from torch import Tensor
 
 from rayscope import metrics
@@ -30,6 +32,7 @@ COLUMNS = [
 ]  # fmt: skip
 DRAWS = 1000
 NULLS = ("random", "frozen", "soft_frozen", "mean")
+BAND = ("random", "frozen")  # of the figure: directions that know nothing of the data
 LARGEST = 1000.0  # a ratio of losses; the denominator can vanish
 
 
@@ -166,36 +169,36 @@ def row_of(measured: Measurement, site: Site, name: str) -> dict[str, Any]:
         role = "directions" if codec.signed else "rays"
         role = role if isinstance(codec, Learned) else "baseline"
         row |= {"k": codec.k, "latents": codec.latents, "seed": codec.provenance.get("seed")}
-        row |= {"role": "null" if method in NULLS else role, "trained_tokens": codec.provenance.get("tokens")}
+        row |= {"role": "control" if method in NULLS else role, "trained_tokens": codec.provenance.get("tokens")}
     else:
-        row["role"] = "null"
+        row["role"] = "control"
     sizes = {"tokens": measured.tokens, "splice_tokens": measured.splice_tokens}
     return {"site": site.hook, "method": method, "quantised": meter.grid is not None, **sizes, **row}
 
 
 def figure(table: pd.DataFrame) -> str:
-    """FVU and dCE against bits, a line a method (the mean over seeds), the band of the nulls shaded, a row a site."""
+    """FVU and dCE against bits, a line a method (the mean over seeds), the band of BAND shaded, a row a site."""
     coded = table.dropna(subset=["bits"])
     sites = list(dict.fromkeys(coded["site"]))
     curves = coded.groupby(["site", "method", "role", "k"], sort=False)[["bits", "fvu", "dce"]].mean().reset_index()
-    names = [n for n in dict.fromkeys(curves["method"]) if n not in NULLS]
+    names = [n for n in dict.fromkeys(curves["method"]) if n not in BAND]
     with panels(2 * len(sites), 3.4) as (axes, svg):
         for i, (site, metric) in enumerate((site, metric) for site in sites for metric in ("fvu", "dce")):
             one, here = axes[i], curves[curves["site"] == site]
-            null = here[here["role"] == "null"].sort_values("bits")
+            null = here[here["method"].isin(BAND)].sort_values("bits")
             for j, name in enumerate(names):
                 mine = here[here["method"] == name].sort_values("bits")
                 if len(mine):
-                    role = mine["role"].iloc[0]
-                    look = {"color": COLOURS[role], "marker": MARKERS[j % len(MARKERS)], "ls": LINES[j % len(LINES)]}
+                    colour = to_rgb({**COLOURS, "control": COLOURS["null"]}[mine["role"].iloc[0]])
+                    tint = 0.6 * j / len(names) if mine["role"].iloc[0] == "baseline" else 0.0
+                    look = {"marker": MARKERS[j % len(MARKERS)], "ls": LINES[j % len(LINES)]}
+                    look["color"] = tuple((1 - tint) * c + tint for c in colour)
                     one.plot(mine["bits"], mine[metric], label=label(name), lw=2 if name == "rays" else 1, **look)
             if len(null):
-                edges = null.groupby("k")[["bits", metric]].agg({"bits": "mean", metric: ["min", "max"]})
-                edges = edges.sort_values(("bits", "mean"))
-                low, high = edges[(metric, "min")], edges[(metric, "max")]
-                one.fill_between(
-                    edges[("bits", "mean")], low, high, color=COLOURS["null"], alpha=0.25, lw=0, label="nulls"
-                )
+                bits = np.unique(null["bits"])
+                of = [np.interp(bits, curve["bits"], curve[metric]) for _, curve in null.groupby("method")]
+                low, high, grey = np.min(of, 0), np.max(of, 0), COLOURS["null"]
+                one.fill_between(bits, low, high, color=grey, alpha=0.25, lw=0, label=" and ".join(BAND))
             log_axis(one, "x", "bits per token (log)")
             if (here[metric] > 0).all():
                 log_axis(one, "y", "")
