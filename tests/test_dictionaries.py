@@ -15,9 +15,12 @@ from torch.nn import functional as F
 
 from rayscope.baselines import Moments, pca
 from rayscope.dictionaries import (
+    L1,
     AbsTopK,
     BatchTopK,
     BottleneckTopK,
+    Gated,
+    JumpReLU,
     Linear,
     MatryoshkaAbsTopK,
     MatryoshkaBatchTopK,
@@ -30,8 +33,9 @@ from rayscope.dictionaries import (
 )
 from rayscope.dictionaries.omp import omp
 
-LEARNED = [TopK, AbsTopK, BatchTopK, MatryoshkaTopK, MatryoshkaAbsTopK, MatryoshkaBatchTopK, TiedTopK, BottleneckTopK]
-LEARNED += [TokenBiasTopK]
+BY_K = [TopK, AbsTopK, BatchTopK, MatryoshkaTopK, MatryoshkaAbsTopK, MatryoshkaBatchTopK, TiedTopK, BottleneckTopK]
+BY_K += [TokenBiasTopK]
+LEARNED = [*BY_K, JumpReLU, Gated, L1]
 OWN = {BottleneckTopK: {"rank": 3}, TokenBiasTopK: {"vocabulary": 11}}  # arguments that only these take
 
 
@@ -199,7 +203,7 @@ def dense_losses(dictionary, x_ND, parameters):
     return reconstruction + auxk, (dead_NL * act_NL).detach() != 0
 
 
-@pytest.mark.parametrize("cls", LEARNED)
+@pytest.mark.parametrize("cls", BY_K)
 @pytest.mark.parametrize("dead", [5, 20, 36])  # fewer than auxk = 8, more, and more than 4 auxk
 def test_gradients_equal_dense_autograd(cls, dead):
     x_ND = sample(seed=99).double()
@@ -223,7 +227,7 @@ def test_gradients_equal_dense_autograd(cls, dead):
         assert (grad.to_dense().reshape(40, -1) != 0).any(1).equal(reached_L)
 
 
-@pytest.mark.parametrize("cls", LEARNED)
+@pytest.mark.parametrize("cls", BY_K)
 def test_losses_pass_gradcheck(cls):
     x_ND = sample(6, 4).double()
     dictionary = on(cls(4, 10, 2, seed=1, auxk=2, **OWN.get(cls, {})).double(), x_ND)

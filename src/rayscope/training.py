@@ -242,7 +242,7 @@ def prepare(stream: Stream, dictionaries: dict[Site, dict[str, Learned]], tokens
     for site, named in dictionaries.items():
         x_ND = torch.cat([batch.activations[site.key] for batch in batches])
         for dictionary in named.values():
-            dictionary.for_tokens(tokens_N).prepare(x_ND, window)
+            dictionary.for_tokens(tokens_N).prepare(x_ND, window, tokens)
 
 
 @torch.no_grad()

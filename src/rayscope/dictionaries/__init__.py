@@ -6,6 +6,9 @@ Needs torch and safetensors alone.
 from rayscope.dictionaries.autoencoders import AbsTopK, BatchTopK, TopK
 from rayscope.dictionaries.base import KINDS, Codes, Dictionary, find, load
 from rayscope.dictionaries.bottleneck import BottleneckTopK
+from rayscope.dictionaries.gated import Gated
+from rayscope.dictionaries.jumprelu import JumpReLU
+from rayscope.dictionaries.l1 import L1
 from rayscope.dictionaries.learned import Learned
 from rayscope.dictionaries.linear import Linear, recoded
 from rayscope.dictionaries.matryoshka import MatryoshkaAbsTopK, MatryoshkaBatchTopK, MatryoshkaTopK
@@ -14,11 +17,14 @@ from rayscope.dictionaries.token_bias import TokenBiasTopK
 
 __all__ = [
     "KINDS",
+    "L1",
     "AbsTopK",
     "BatchTopK",
     "BottleneckTopK",
     "Codes",
     "Dictionary",
+    "Gated",
+    "JumpReLU",
     "Learned",
     "Linear",
     "MatryoshkaAbsTopK",

@@ -5,11 +5,10 @@ N vectors, C vectors of a chunk, D site width, L latents, M chosen (vector, late
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from rayscope.dictionaries.kernels import Plan
 from rayscope.dictionaries.learned import Learned, full_precision
-from rayscope.dictionaries.selection import above, choose_by_batch, choose_by_vector, largest, largest_in_rows
+from rayscope.dictionaries.selection import above, choose_by_batch, choose_by_vector, largest_in_rows, threshold_for
 
 
 class ByVector(Learned):
@@ -88,9 +87,8 @@ class BatchTopK(Learned):
         self.check(x_ND)
         count = len(x_ND) * self.k
         with full_precision(x_ND):
-            _, values_M = largest(self._centred(x_ND), self.W_enc_LD, self.b_enc_L, count + 1, self._hint())
-        least = values_M.topk(2, largest=False).values if len(values_M) > max(count, 1) else F.pad(values_M[:0], (0, 2))
-        self.threshold.copy_(least.mean())
+            found = threshold_for(self._centred(x_ND), self.W_enc_LD, self.b_enc_L, count, self._hint())
+        self.threshold.copy_(found)
 
     @torch.no_grad()
     def fold(self) -> None:

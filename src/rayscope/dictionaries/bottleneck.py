@@ -42,8 +42,8 @@ class BottleneckTopK(TopK):
         return self.latents - self.dense
 
     @torch.no_grad()
-    def prepare(self, x_ND: Tensor, dead_window: int) -> None:
-        super().prepare(x_ND, dead_window)
+    def prepare(self, x_ND: Tensor, dead_window: int, tokens: int | None = None) -> None:
+        super().prepare(x_ND, dead_window, tokens)
         with full_precision(x_ND):
             centred_ND = self._centred(x_ND).double()
             leading_rD = torch.linalg.eigh(centred_ND.T @ centred_ND).eigenvectors.T.flip(0)[: self.dense]
@@ -59,8 +59,9 @@ class BottleneckTopK(TopK):
         dense_Nr = torch.arange(rays, self.latents, device=centred_ND.device).expand(N, -1)
         return Plan.of_rows(torch.cat([plan.indices_M.view(N, self.k), dense_Nr], 1), self.latents)
 
-    def _values(self, x_ND: Tensor, plan: Plan) -> Tensor:
-        return self._activation(gather_dot(x_ND, self.W_enc_LD, self.b_enc_L, self.b_dec_D, plan), plan.indices_M)
+    def _codes(self, x_ND: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
+        pre_M = gather_dot(x_ND, self.W_enc_LD, self.b_enc_L, self.b_dec_D, plan)
+        return self._activation(pre_M, plan.indices_M), pre_M
 
     def _activation(self, pre: Tensor, indices: Tensor) -> Tensor:
         return torch.where(indices < self.rays, pre.relu(), pre)

@@ -128,6 +128,18 @@ class _SparseDecode(Function):
         return grad_values_M, grad_W_LD, None
 
 
+class _OfLatents(Function):
+    @staticmethod
+    def forward(ctx, b_L, plan):
+        ctx.plan = plan
+        return b_L[plan.indices_M]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_M):
+        return ctx.plan.total_by_latent(grad_M.contiguous()), None
+
+
 def gather_dot(x_ND: Tensor, W_LD: Tensor, b_L: Tensor, centre_D: Tensor, plan: Plan) -> Tensor:
     """(M): (x_n - centre) . W_l + b_l of the pairs of a plan, with gradients to W, b and centre.
 
@@ -141,3 +153,8 @@ def gather_dot(x_ND: Tensor, W_LD: Tensor, b_L: Tensor, centre_D: Tensor, plan: 
 def sparse_decode(values_M: Tensor, W_LD: Tensor, plan: Plan) -> Tensor:
     """(N, D): z @ W of the sparse z that a plan and its values make, with gradients to both."""
     return _SparseDecode.apply(values_M, W_LD, plan)  # type: ignore[return-value]
+
+
+def of_latents(b_L: Tensor, plan: Plan) -> Tensor:
+    """(M): b_l of the pairs of a plan; its gradient is a sum in one fixed order, which that of b_L[indices] is not."""
+    return _OfLatents.apply(b_L, plan)  # type: ignore[return-value]

@@ -132,12 +132,17 @@ class Learned(Dictionary):
         return Codes(torch.cat(indices), torch.cat(values) / self.scale, offsets, self.latents)
 
     @torch.no_grad()
-    def prepare(self, x_ND: Tensor, dead_window: int) -> None:
-        """From a sample: s = sqrt(D / E|x|^2), b_dec = s E[x]. A latent is dead after dead_window silent tokens."""
+    def prepare(self, x_ND: Tensor, dead_window: int, tokens: int | None = None) -> None:
+        """From a sample: s = sqrt(D / E|x|^2), b_dec = s E[x]. A latent is dead after dead_window silent tokens.
+
+        tokens: the length of the run, for what changes on the way; None: ten dead windows.
+        """
         self.check(x_ND)
         check_finite(x_ND)
         if dead_window < 1:
             raise ValueError(f"dead_window={dead_window} tokens must be at least 1")
+        if tokens is not None and tokens < 1:
+            raise ValueError(f"tokens={tokens} must be at least 1")
         power = x_ND.double().square().sum(1).mean()
         if power == 0:
             raise ValueError(f"all {len(x_ND)} sample vectors are zero: nothing to learn from")
@@ -168,17 +173,18 @@ class Learned(Dictionary):
         with full_precision(x_ND):
             scaled_ND = x_ND.detach().to(self.b_dec_D.dtype) * self.scale
             dead_A = self.dead_L.nonzero()[:, 0]
-            total, x_ND = _spread(scaled_ND), self._unknown(scaled_ND)
+            total, x_ND = spread(scaled_ND), self._unknown(scaled_ND)
             plan = self.choose(x_ND - self.b_dec_D.detach())
-            values_M = self._values(x_ND, plan)
+            values_M, pre_M = self._codes(x_ND, plan)
             residuals = self._residuals(x_ND, plan, values_M)
             errors = [residual_ND.square().sum() / total for residual_ND in residuals]
             losses = {"reconstruction": torch.stack(errors).mean(), "auxk": x_ND.new_zeros(())}
             if len(dead_A) and self.auxk:
                 e_ND = residuals[-1].detach()
-                parameters = self.W_enc_LD, self.b_enc_L, self.b_dec_D, self.W_dec_LD
+                parameters = self.W_enc_LD, self._auxk_bias(), self.b_dec_D, self.W_dec_LD
                 error = auxk_error(*parameters, dead_A, x_ND, e_ND, self.auxk, self.signed)
-                losses["auxk"] = self.auxk_coefficient * error / _spread(e_ND)
+                losses["auxk"] = self.auxk_coefficient * error / spread(e_ND)
+            losses |= self.penalties(x_ND, plan, pre_M, values_M)
         self._observe(plan, values_M.detach(), len(x_ND), errors[-1].detach())
         return scaled_ND, residuals[-1], losses
 
@@ -193,9 +199,18 @@ class Learned(Dictionary):
         """The (N, D) residuals whose mean FVU is minimised; the last is the whole decode's."""
         return [x_ND - (sparse_decode(values_M, self.W_dec_LD, plan) + self.b_dec_D)]
 
-    def _values(self, x_ND: Tensor, plan: Plan) -> Tensor:
+    def _codes(self, x_ND: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
+        """(values, pre) of the pairs of a plan."""
         pre_M = gather_dot(x_ND, self.W_enc_LD, self.b_enc_L, self.b_dec_D, plan)
-        return pre_M if self.signed else pre_M.relu()
+        return pre_M if self.signed else pre_M.relu(), pre_M
+
+    def _auxk_bias(self) -> Tensor:
+        """The b_enc that AuxK reads dead latents with."""
+        return self.b_enc_L
+
+    def penalties(self, x_ND: Tensor, plan: Plan, pre_M: Tensor, values_M: Tensor) -> dict[str, Tensor]:
+        """Further losses by name, from the scaled x and what `_codes` returned."""
+        return {}
 
     @torch.no_grad()
     def _observe(self, plan: Plan, values_M: Tensor, vectors: int, fvu: Tensor) -> None:
@@ -256,7 +271,7 @@ class Learned(Dictionary):
         super().load_weights({**weights, **{name: own[name] for name in self.training_only if name in own}})
 
 
-def _spread(x_ND: Tensor) -> Tensor:
+def spread(x_ND: Tensor) -> Tensor:
     """sum |x - mean|^2 over the batch; 1 where that is 0, so that a ratio stays finite."""
     spread = (x_ND - x_ND.mean(0)).square().sum()
     return torch.where(spread > 0, spread, 1)

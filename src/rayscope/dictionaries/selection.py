@@ -80,6 +80,21 @@ def choose_by_batch(x_ND: Tensor, W_LD: Tensor, b_L: Tensor, count: int, hint: f
     return Plan.of_positions(places_M, len(x_ND), len(W_LD))
 
 
+def choose_above(x_ND: Tensor, W_LD: Tensor, b_L: Tensor, exact: bool = False) -> Plan:
+    """Every pre = x @ W.T + b above 0."""
+    b_L, places = b_L.detach(), [torch.zeros(0, dtype=torch.int64, device=x_ND.device)]
+    for start, products_CL in products(x_ND, W_LD, exact):
+        places.append(above(products_CL, b_L, 0.0)[1] + start * len(W_LD))
+    return Plan.of_positions(torch.cat(places), len(x_ND), len(W_LD))
+
+
+def threshold_for(x_ND: Tensor, W_LD: Tensor, b_L: Tensor, count: int, hint: float = 0.0) -> Tensor:
+    """Half-way between the count-th largest pre = x @ W.T + b and the next; 0 where no more than count are positive."""
+    _, values_M = largest(x_ND, W_LD, b_L, count + 1, hint)
+    least = values_M.topk(2, largest=False).values if len(values_M) > max(count, 1) else values_M.new_zeros(2)
+    return least.mean()
+
+
 def largest(
     x_ND: Tensor, W_LD: Tensor, b_L: Tensor, count: int, hint: float = 0.0, exact: bool = True
 ) -> tuple[Tensor, Tensor]:

@@ -68,8 +68,8 @@ class TokenBiasTopK(TopK):
             raise ValueError(f"{len(x_ND)} vectors for {len(self.tokens_N)} tokens; there is one token to each vector")
 
     @torch.no_grad()
-    def prepare(self, x_ND: Tensor, dead_window: int) -> None:
-        super().prepare(x_ND, dead_window)
+    def prepare(self, x_ND: Tensor, dead_window: int, tokens: int | None = None) -> None:
+        super().prepare(x_ND, dead_window, tokens)
         self._look_up_better(self._centred(x_ND))
 
     def _unknown(self, x_ND: Tensor) -> Tensor:
