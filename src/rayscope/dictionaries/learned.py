@@ -159,14 +159,14 @@ class Learned(Dictionary):
 
         Counts the silent tokens, and leaves the batch's fvu, l0 and share of dead latents in `last`.
         """
-        return self._step(x_ND)[2]
+        return self._training_pass(x_ND)[2]
 
     def reconstruct(self, x_ND: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """(x_hat as it is while training, with gradients to the parameters; losses)."""
-        scaled_ND, residual_ND, losses = self._step(x_ND)
+        scaled_ND, residual_ND, losses = self._training_pass(x_ND)
         return (scaled_ND - residual_ND) / self.scale, losses
 
-    def _step(self, x_ND: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def _training_pass(self, x_ND: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """(s x, s x - s x_hat, losses)."""
         self.check(x_ND)
         check_finite(x_ND)
