@@ -185,12 +185,14 @@ def test_planted_rays_are_found_again_and_a_gaussians_are_not(tmp_path):
     assert found["null"].max() <= 1
 
 
-def test_a_null_that_is_not_known_is_refused_before_anything_is_trained(model, packed, tmp_path):
+def test_what_cannot_be_judged_is_refused_before_anything_is_trained(model, packed, tmp_path):
     setting = Setting(Source(model, packed), (), (0, 1), tmp_path)
     sizes = {"widths": [8], "k": 2, "tokens": 640, "validation_tokens": 640, "test_tokens": 640}
     for nulls, words in ((["gausian"], "nulls=gausian; some of gaussian"), ([], "nulls=none; some of gaussian")):
         with pytest.raises(ValueError, match=words):
             reproducible_directions(setting, **sizes, nulls=nulls)
+    with pytest.raises(ValueError, match=r"seeds=\[1\]: .* at least two"):
+        reproducible_directions(replace(setting, seeds=(1,)), **sizes)
 
 
 def run(*arguments: str, out: Path) -> tuple[pd.DataFrame, dict]:

@@ -25,15 +25,15 @@ from rayscope.surrogates import KINDS, Surrogate, sample_sites
 
 REAL, RANDOM = "real", "random_weights"
 DRAWS = 1000
-FOUND = dict[
-    tuple[str, str, int], list[Counts]
-]  # {(site, stream, latents): by seed}, a draw's first value that of all documents
+FOUND = dict[tuple[str, str, int], list[Counts]]  # {(site, stream, latents): by seed}; the first draw is all documents
 
 
 @dataclass(frozen=True)
 class Streams:
-    """What dictionaries of one name train on, half by half, and the vectors on which they are compared."""
+    """What dictionaries of one name train on, half by half, and the vectors on which they are compared. source: of them all,
+    for a surrogate of what it is like."""
 
+    source: Source
     halves: tuple[Stream, Stream]
     validation: Batch
     test: Batch
@@ -47,6 +47,7 @@ def reproducible_directions(
     tokens: int,
     validation_tokens: int,
     test_tokens: int,
+    batch_size: int | None = None,
     lr: float | None = None,
     taus: Sequence[float] = (0.7, 0.9),
     explained: float = 0.7,
@@ -57,28 +58,34 @@ def reproducible_directions(
 
     Observes, at the greatest tau and width and at the first residual site (the first, where there is none): `beyond`, the
     number beyond tokens over the site's width; `nulls`, the greatest of the nulls' numbers over it; `naive_nulls`, that of
-    all, tokens or not. Nulls are judged seed by seed on the same documents. A null beside none that is real is not a number.
+    all, tokens or not. Nulls are judged seed by seed on the same documents, and beside none that is real are no number.
+    tokens: of each half. batch_size: the stream's, unless given.
+    Raises ValueError for unknown nulls and for fewer than two seeds.
     """
     if not nulls or not set(nulls) <= {*KINDS, RANDOM}:
         raise ValueError(f"nulls={', '.join(nulls) or 'none'}; some of {', '.join((*KINDS, RANDOM))} must be given")
+    if len(setting.seeds) < 2:
+        raise ValueError(f"seeds={list(setting.seeds)}: a direction is found again by another seed; give at least two")
+    source = replace(setting.source, batch_size=batch_size or setting.source.batch_size)
     widest, found, sizes = max(widths), {}, {}
-    for name, streams in every_stream(setting, nulls, tokens, validation_tokens, test_tokens):
+    for name, streams in every_stream(source, setting.sites, nulls, (tokens, validation_tokens, test_tokens)):
         here = widths if name == REAL else [widest]
         arms = {
             f"latents{latents}_seed{seed}": partial(TopK, latents=latents, k=k, seed=seed, lr=lr)
             for latents in here
             for seed in setting.seeds
         }
-        trained = [
-            train_arms(setting.folder / "arms" / f"{name}_{half}", stream, [], arms, about=about(setting, name, half))
-            for half, stream in zip("AB", streams.halves, strict=True)
-        ]
+        trained = []
+        for half, stream in zip("AB", streams.halves, strict=True):
+            about = {site: {**streams.source.provenance(site), "stream": name, "half": half} for site in setting.sites}
+            trained.append(train_arms(setting.folder / "arms" / f"{name}_{half}", stream, [], arms, about=about))
         documents = len(streams.test.documents_N.unique())
         weights_BG = metrics.bootstrap_weights(documents, DRAWS, setting.source.seed)
         weights_BG = torch.cat([torch.ones(1, documents, dtype=torch.float64), weights_BG])
         held_out = HeldOut(streams.validation, streams.test, weights_BG)
         sizes[name] = {
-            "tokens": len(streams.halves[0]) * streams.halves[0].batch_size,
+            "tokens": len(streams.halves[0]) * source.batch_size,
+            "batch_size": source.batch_size,
             "validation_tokens": len(streams.validation),
             "test_tokens": len(streams.test),
             "documents": documents,
@@ -91,35 +98,31 @@ def reproducible_directions(
     return Findings(table, observed(found, setting, widest, max(taus)), figure(table, setting.sites, widest))
 
 
-def about(setting: Setting, name: str, half: str) -> dict[Site, dict]:
-    return {site: {**setting.source.provenance(site), "stream": name, "half": half} for site in setting.sites}
-
-
 def every_stream(
-    setting: Setting, nulls: Sequence[str], tokens: int, validation_tokens: int, test_tokens: int
+    source: Source, sites: Sequence[Site], nulls: Sequence[str], tokens: tuple[int, int, int]
 ) -> Iterator[tuple[str, Streams]]:
-    sites, source = setting.sites, setting.source
+    """By name, one at a time; tokens: of a half, of validation, of test."""
 
     def cut(source: Source) -> tuple[Stream, Stream]:
-        first, second = (half.stream("train", sites, tokens) for half in halves(source, tokens))
+        first, second = (half.stream("train", sites, tokens[0]) for half in halves(source, tokens[0]))
         return first, second
 
     def held_out(source: Source) -> tuple[ActivationStream, Batch]:
-        validation = source.stream("validation", sites, validation_tokens, "fp32")
-        return validation, Batch.join(source.stream("test", sites, test_tokens, "fp32"))
+        validation = source.stream("validation", sites, tokens[1], "fp32")
+        return validation, Batch.join(source.stream("test", sites, tokens[2], "fp32"))
 
     validation, test = held_out(source)
-    yield REAL, Streams(cut(source), Batch.join(validation), test)
+    yield REAL, Streams(source, cut(source), Batch.join(validation), test)
     kinds = [name for name in nulls if name != RANDOM]
-    known = sample_sites(source.stream("train", sites, tokens), source.model.vocabulary) if kinds else {}
+    known = sample_sites(source.stream("train", sites, tokens[0]), source.model.vocabulary) if kinds else {}
     for kind in kinds:
         first, second = (Surrogate(kind, known, half, seed=seed) for seed, half in enumerate(cut(source)))
         seen = Batch.join(Surrogate(kind, known, validation, seed=2))
-        yield kind, Streams((first, second), seen, first.match(test))
+        yield kind, Streams(source, (first, second), seen, first.match(test))
     if RANDOM in nulls:
         source = replace(source, model=source.model.randomised(source.seed))
         validation, test = held_out(source)
-        yield RANDOM, Streams(cut(source), Batch.join(validation), test)
+        yield RANDOM, Streams(source, cut(source), Batch.join(validation), test)
 
 
 def rows(found: FOUND, setting: Setting, k: int, sizes: dict[str, dict]) -> Iterator[dict]:
