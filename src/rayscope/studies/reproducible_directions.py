@@ -9,12 +9,13 @@ from functools import partial
 
 import pandas as pd
 import torch
+from matplotlib.ticker import FuncFormatter
 from torch import Tensor
 
 from rayscope import metrics
 from rayscope.activations import ActivationStream, Batch, Stream
 from rayscope.dictionaries import TopK
-from rayscope.drawing import COLOURS, LINES, label, log_axis, panels
+from rayscope.drawing import COLOURS, LINES, label, log_axis, panels, short
 from rayscope.sites import Site
 from rayscope.source import Source
 from rayscope.studies.arms import train_arms
@@ -190,10 +191,13 @@ def figure(table: pd.DataFrame, sites: Sequence[Site], widest: int) -> str:
                 beside.bar(places, at, 0.8 / len(lines), color=colour, alpha=1.0 if tau == taus[-1] else 0.45)
             against.axhline(site.width, color=COLOURS["null"], ls=":", label="the site's width")
             log_axis(against, "x", "latents")
-            against.set_ylabel("directions")
+            against.set_xticks(real["latents"])
             against.set_title(label(site.hook))
-            beside.set_yscale("symlog", linthresh=1)
-            beside.set_xticks(range(len(names)), [label(name.replace("_", "\n"), 24) for name in names], fontsize=7)
-            beside.set_ylabel("directions")
+            for one in (against, beside):
+                one.set_yscale("symlog", linthresh=1)
+                one.yaxis.set_major_formatter(FuncFormatter(lambda v, _: short(v)))
+                one.set_ylabel("directions")
+                one.set_ylim(bottom=0)
+            beside.set_xticks(range(len(names)), [label(name).replace("_", "\n") for name in names], fontsize=7)
             beside.set_title(f"{label(site.hook)}, {widest:,} latents")
         return svg()
