@@ -1,0 +1,269 @@
+"""Rays or directions? Half-lines and lines at equal bits, on real activations, mirrored ones, and planted worlds.
+
+B bootstrap draws, G documents, P parts of the documents.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rayscope import metrics
+from rayscope.activations import Batch
+from rayscope.comparison import compare
+from rayscope.dictionaries import AbsTopK, BottleneckTopK, Dictionary, Learned, TiedTopK, TopK
+from rayscope.matching import antipodal_share
+from rayscope.pipeline import measure_compared
+from rayscope.planted import World
+from rayscope.reconstruction import pieces, reconstruct
+from rayscope.sites import Site
+from rayscope.studies.arms import train_arms
+from rayscope.studies.polarity import PARTS, Ends, Polarity
+from rayscope.studies.rays_vs_directions_records import Records, figure
+from rayscope.studies.sign_flip import SignFlip
+from rayscope.studies.study import Findings, Observed, Setting, over_seeds
+
+A, B = "A_rays_2m", "B_directions_m"
+SITES: dict[str, Callable[[str], bool]] = {
+    "residual": lambda hook: "mlp" not in hook,
+    "mlp": lambda hook: "mlp" in hook,
+}
+DRAWS, POLARITY_DRAWS = 1000, 200
+
+
+@dataclass(frozen=True)
+class Arm:
+    arm: str
+    k: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm}_k{self.k}_s{self.seed}"
+
+
+def makers(m: int, rank: int) -> dict[str, Callable[..., Learned]]:
+    """A and B cost the same bits at equal k: C(2m, k) is nearly 2^k C(m, k), and a sign costs one bit."""
+    return {
+        A: partial(TopK, latents=2 * m),
+        B: partial(AbsTopK, latents=m),
+        "C_rays_m": partial(TopK, latents=m),
+        "D_directions_2m": partial(AbsTopK, latents=2 * m),
+        "E_tied_2m": partial(TiedTopK, latents=2 * m),
+        "F_rays_2m_and_dense": partial(BottleneckTopK, latents=2 * m + rank, rank=rank),
+    }
+
+
+def rays_vs_directions(
+    setting: Setting,
+    *,
+    latents: int,
+    ks: Sequence[int],
+    null_k: int,
+    rank: int,
+    lr: float | None,
+    tokens: int,
+    test_tokens: int,
+    splice_tokens: int,
+    validation_tokens: int,
+    world: Callable[..., World],
+    bipolar: Sequence[float],
+    planted: Mapping[str, Any],
+) -> Findings:
+    """All arms at every k, site and seed (latents: m); A and B at null_k on sign-flipped activations; AbsTopK on worlds.
+
+    world: makes one of (bipolar, seed). planted: latents, k, lr, tokens, test_tokens of the AbsTopK trained on each.
+
+    Observes `planted`, the largest |bipolar_share, a mean over seeds, - what is planted| of all worlds; `sign_flip`, the
+    least bipolar_share of all sites on flipped activations; `bipolar_share`, the largest of all sites, B's mean over ks;
+    `dce_ratio_residual` and `dce_ratio_mlp`, geometric means over such sites and ks of dCE(B) / dCE(A);
+    `flipped_fvu_ratio`, that of FVU(A) / FVU(B) on flipped activations; `shared_context`, shared - null of B (see `Ends`),
+    a mean over sites and ks. NaN where nothing was there to measure. Raises ValueError for a null_k not among ks.
+    """
+    if null_k not in ks:
+        raise ValueError(f"null_k={null_k} is not among ks={list(ks)}; choose one of those")
+    source, sites, folder = setting.source, setting.sites, setting.folder / "arms"
+    make = makers(latents, rank)
+    arms = [Arm(arm, k, seed) for seed in setting.seeds for k in ks for arm in make]
+    partials = {a.name: partial(make[a.arm], k=a.k, seed=a.seed, lr=lr) for a in arms}
+    stream, validation = source.stream("train", sites, tokens), source.stream("validation", sites, validation_tokens)
+    test = source.stream("test", sites, test_tokens)
+    about = {site: source.provenance(site) for site in sites}
+    records = Records(A)
+
+    learned = train_arms(folder / "real", stream, validation, partials, about=about)
+    compared = compare(source, learned, {}, null_k, tokens)
+    measured = measure_compared(
+        compared, tokens=test_tokens, splice_tokens=splice_tokens, validation_tokens=validation_tokens
+    )
+    weights_BG = metrics.bootstrap_weights(measured.documents, DRAWS)
+    for site, named in learned.items():
+        for arm in arms:
+            found = {place: measured.statistics(site, arm.name, place) for place in ("excluded", "included")}
+            meter = measured.meters[site][arm.name]
+            add = partial(records.add, "real", site, arm, named[arm.name])
+            for place, statistics in found.items():
+                for metric in ("fvu", "dce", "kl", "bits_entropy"):
+                    used = measured.splice_tokens if metric in ("dce", "kl") else measured.tokens
+                    add(metric, *with_draws(statistics[metric], weights_BG), position0=place, tokens=used)
+                add("dead", meter.whole(place)["dead"], position0=place, tokens=measured.tokens)
+    polarities(records, "real", learned, arms, Batch.join(test))
+
+    means = {key: fit.mean_D for key, fit in compared.fitted.items()}
+    flipped, held_out = (SignFlip(real, means) for real in (stream, test))
+    mirrored = SignFlip(validation, means)
+    pair = [a for a in arms if a.k == null_k and a.arm in (A, B)]
+    learned = train_arms(folder / "sign_flip", flipped, mirrored, {a.name: partials[a.name] for a in pair}, about=about)
+    polarities(records, "sign_flip", learned, pair, Batch.join(held_out))
+    reconstructions(records, "sign_flip", learned, pair, Batch.join(held_out), Batch.join(mirrored))
+
+    for share in bipolar:
+        for seed in setting.seeds:
+            on_world(records, world(bipolar=share, seed=seed), share, seed, folder, **planted)
+    observed = observe(records, [site.hook for site in sites], list(ks), null_k, setting.seeds, list(bipolar))
+    return Findings(records.table(), observed, figure(records, null_k, setting.seeds[0]))
+
+
+def with_draws(statistic: Callable[[Tensor], Tensor], weights_BG: Tensor) -> tuple[float, Tensor]:
+    """(value, [B] draws)."""
+    return statistic(torch.ones(1, weights_BG.shape[1], dtype=torch.float64)).item(), statistic(weights_BG)
+
+
+@torch.no_grad()
+def polarities(
+    records: Records, stream: str, learned: dict[Site, dict[str, Dictionary]], arms: Sequence[Arm], held_out: Batch
+) -> None:
+    """Antipodal share; of signed arms bipolar_share, polarity, and shared context beside the rays of A at their k and seed."""
+    weights_BP = metrics.bootstrap_weights(PARTS, POLARITY_DRAWS)
+    for site, named in learned.items():
+        for arm in arms:
+            dictionary = named[arm.name]
+            add = partial(records.add, stream, site, arm, dictionary, tokens=len(held_out), position0="excluded")
+            add("antipodal_share", antipodal_share(dictionary.directions[: dictionary.latents - dictionary.dense]))
+            if not dictionary.signed:
+                continue
+            polarity = Polarity.of(dictionary.latents)
+            for part in pieces(held_out):
+                x_ND = part.activations[site.key].to(dictionary.device)
+                polarity.update(dictionary.encode_sparse(x_ND), part.documents_N)
+            add("bipolar_share", *with_draws(polarity.bipolar_share, weights_BP))
+            add("polarity", *with_draws(polarity.mean_polarity, weights_BP))
+            records.polarities[stream, site.hook, arm] = polarity
+            words = named[replace(arm, arm=A).name]
+            ends = Ends(polarity.bipolar_L.nonzero()[:, 0], dictionary.latents, words.latents)
+            for part in pieces(held_out):
+                x_ND = part.activations[site.key].to(dictionary.device)
+                ends.update(dictionary.encode_sparse(x_ND), words.encode_sparse(x_ND))
+            shared, null = ends.shared()
+            add("shared_context", shared)
+            add("shared_context_null", null)
+            add("bipolar_latents", float(polarity.bipolar_L.sum()))
+
+
+def reconstructions(
+    records: Records,
+    stream: str,
+    learned: dict[Site, dict[str, Dictionary]],
+    arms: Sequence[Arm],
+    held_out: Batch,
+    validation: Batch,
+) -> None:
+    for site, named in reconstruct(learned, held_out, validation).items():
+        for arm in arms:
+            meter = named[arm.name]
+            add = partial(records.add, stream, site, arm, learned[site][arm.name], position0="excluded")
+            weights_BG = metrics.bootstrap_weights(len(held_out.documents_N.unique()), DRAWS)
+            for metric in ("fvu", "bits_entropy"):
+                add(metric, *with_draws(meter.statistics()[metric], weights_BG), tokens=len(held_out))
+            add("dead", meter.whole()["dead"], tokens=len(held_out))
+
+
+@torch.no_grad()
+def on_world(
+    records: Records,
+    world: World,
+    share: float,
+    seed: int,
+    folder,
+    *,
+    latents: int,
+    k: int,
+    lr: float | None,
+    tokens: int,
+    test_tokens: int,
+) -> None:
+    """AbsTopK on a world: its bipolar_share, and that of the world's own codes of the same vectors (true_bipolar_share)."""
+    arm, stream = Arm("planted", k, seed), f"planted_{share:g}"
+    place = folder / f"planted_{round(1000 * share)}_s{seed}"
+    made = {arm.name: partial(AbsTopK, latents=latents, k=k, seed=seed, lr=lr)}
+    dictionary = train_arms(place, world.stream("train", tokens), [], made)[world.site][arm.name]
+    found, true = Polarity.of(latents), Polarity.of(world.features)
+    test = world.stream("test", test_tokens)
+    for number, batch in enumerate(test):
+        found.update(dictionary.encode_sparse(batch.activations[world.site.key]), batch.documents_N)
+        true.update(test.codes(number), batch.documents_N)
+    weights_BP = metrics.bootstrap_weights(PARTS, POLARITY_DRAWS)
+    add = partial(records.add, stream, world.site, arm, dictionary, tokens=len(test) * test.batch_size)
+    add("bipolar_share", *with_draws(found.bipolar_share, weights_BP))
+    add("true_bipolar_share", *with_draws(true.bipolar_share, weights_BP))
+    add("polarity", *with_draws(found.mean_polarity, weights_BP))
+
+
+def observe(
+    records: Records, hooks: list[str], ks: list[int], null_k: int, seeds: Sequence[int], bipolar: list[float]
+) -> dict[str, Observed]:
+    def got(stream: str, hook: str, arm: str, k: int, seed: int, metric: str) -> Tensor:
+        """[1 + B]: the value, and its draws."""
+        return records.drawn[stream, hook, Arm(arm, k, seed), metric]
+
+    def seedwise(of: Callable[[int], Tensor]) -> Observed:
+        each = [of(seed) for seed in seeds]
+        return over_seeds([(v[0].item(), v[1:]) for v in each])
+
+    def bipolar_share(stream: str, of_ks: list[int], seed: int) -> Tensor:
+        """[sites, 1 + B]: B's, a mean over ks."""
+        return torch.stack(
+            [torch.stack([got(stream, h, B, k, seed, "bipolar_share") for k in of_ks]).mean(0) for h in hooks]
+        )
+
+    def nothing() -> Observed:
+        return Observed.exactly(float("nan"))
+
+    def ratio(stream: str, top: str, below: str, metric: str, these: list[str], of_ks: list[int]) -> Observed:
+        """Geometric mean over sites and ks. Where one number or draw is not above 0 there is no ratio to speak of."""
+
+        def log_ratio(seed: int) -> Tensor:
+            pairs = [[got(stream, h, a, k, seed, metric) for a in (top, below)] for h in these for k in of_ks]
+            return torch.stack([t.log() - b.log() for t, b in pairs]).mean(0)
+
+        if not these or not all(log_ratio(seed).isfinite().all() for seed in seeds):
+            return nothing()
+        found = seedwise(log_ratio)
+        return Observed(*(math.exp(x) for x in (found.value, found.low, found.high)))
+
+    planted = [
+        abs(sum(records.drawn[f"planted_{b:g}", "planted", a, "bipolar_share"][0].item() for a in each) / len(each) - b)
+        for b in bipolar
+        if (each := [a for s, _, a, _ in records.drawn if s == f"planted_{b:g}"])
+    ]
+    shared = [
+        records.value("real", h, Arm(B, k, s), "shared_context")
+        - records.value("real", h, Arm(B, k, s), "shared_context_null")
+        for h in hooks for k in ks for s in seeds
+    ]  # fmt: skip
+    return {
+        "planted": Observed.exactly(max(planted)),
+        "sign_flip": seedwise(lambda seed: bipolar_share("sign_flip", [null_k], seed).amin(0)),
+        "bipolar_share": seedwise(lambda seed: bipolar_share("real", ks, seed).amax(0)),
+        **{
+            f"dce_ratio_{kind}": ratio("real", B, A, "dce", these, ks)
+            for kind, holds in SITES.items()
+            for these in [[h for h in hooks if holds(h)]]
+        },
+        "flipped_fvu_ratio": ratio("sign_flip", A, B, "fvu", hooks, [null_k]),
+        "shared_context": Observed.exactly(sum(shared) / len(shared)),
+    }

@@ -1,0 +1,197 @@
+"""rays_vs_directions: its statistics in closed form and on planted worlds, its null, and the study from the command line."""
+
+import json
+import math
+from functools import partial
+
+import pandas as pd
+import pytest
+import torch
+from torch.nn import functional as F
+
+from rayscope import metrics
+from rayscope.cli import main
+from rayscope.dictionaries import AbsTopK, Codes, TopK
+from rayscope.meter import bits_per_token
+from rayscope.planted import World
+from rayscope.sites import Site
+from rayscope.source import Source
+from rayscope.studies.arms import train_arms
+from rayscope.studies.polarity import PARTS, Ends, Polarity
+from rayscope.studies.rays_vs_directions import A, B, makers
+from rayscope.studies.sign_flip import SignFlip
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize(("m", "k"), [(1024, 8), (1024, 32), (12_288, 16), (12_288, 128)])
+def test_rays_and_half_as_many_directions_cost_the_same_bits(m, k):
+    make = makers(m, rank=24)
+    rays, directions = (make[name](width=4, k=k) for name in (A, B))
+    assert (type(rays), type(directions)) == (TopK, AbsTopK)
+    ratio = bits_per_token(rays) / bits_per_token(directions)
+    exact = math.log2(math.comb(2 * m, k)) + 8 * k, math.log2(math.comb(m, k)) + 9 * k
+    assert ratio == pytest.approx(exact[0] / exact[1], rel=1e-9)
+    assert 1 <= ratio <= 1.003
+
+
+def of(z_NL: torch.Tensor, documents_N: torch.Tensor | None = None) -> Polarity:
+    polarity = Polarity.of(z_NL.shape[1])
+    polarity.update(Codes.of_dense(z_NL), torch.arange(len(z_NL)) if documents_N is None else documents_N)
+    return polarity
+
+
+def test_polarity_by_hand():
+    z_NL = torch.tensor([[3.0, -2.0, 0, 0.1], [4.0, 1.0, 0, -0.1], [0, -1.0, 0, 0], [0, 0, 0, 0]])
+    polarity = of(z_NL)
+    torch.testing.assert_close(polarity.polarity_L.nan_to_num(-1), torch.tensor([0, 1 / 6, -1, 0.5]).double())
+    assert polarity.density_L.tolist() == [0.5, 0.75, 0, 0.5]
+    assert polarity.mean_polarity().item() == pytest.approx((0 + 1 + 0.01) / (25 + 6 + 0.02))
+    # 25 of 31.02 do not reach nine tenths, 31 do: the two first carry, the weak even one does not
+    assert polarity.bipolar_share().item() == 0
+    polarity.update(Codes.of_dense(torch.tensor([[0, 1.0, 0, 0]])), torch.tensor([9]))
+    assert polarity.bipolar_L.tolist() == [False, True, False, False]  # 2 of 7 is a quarter
+    assert polarity.bipolar_share().item() == 0.5
+
+
+def test_a_share_is_resampled_by_documents():
+    z_NL = torch.tensor([[1.0, 0], [-1.0, 0], [0, 1.0], [0, 1.0]])
+    polarity = of(z_NL, torch.tensor([0, 1, 2, PARTS + 2]))
+    weights_BP = torch.zeros(3, PARTS, dtype=torch.float64)
+    weights_BP[0, :3] = 1  # all
+    weights_BP[1, [0, 2]] = 1  # without the negative vector
+    weights_BP[2, :2] = 1  # the first latent alone
+    assert polarity.bipolar_share(weights_BP).tolist() == [0.5, 0, 1]
+    assert polarity.bipolar_share().item() == 0.5
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_bipolar_share_of_a_trained_dictionary_is_what_is_planted(share, tmp_path):
+    """More features than latents, frequencies as in text, latents that die and latents that fill up the k."""
+    found = []
+    for seed in (0, 1):
+        world = World(256, 48, 4.0, bipolar=share, seed=seed)
+        arms = {"signed": partial(AbsTopK, latents=192, k=5, lr=1e-2, seed=seed)}
+        signed = train_arms(tmp_path / str(seed), world.stream("train", 150_000), [], arms)[world.site]["signed"]
+        learned, true, test = Polarity.of(192), Polarity.of(256), world.stream("test", 16_384)
+        for number, batch in enumerate(test):
+            learned.update(signed.encode_sparse(batch.activations["planted"]), batch.documents_N)
+            true.update(test.codes(number), batch.documents_N)
+        found.append((learned.bipolar_share().item(), true.bipolar_share().item()))
+    mine, truth = torch.tensor(found).mean(0).tolist()
+    assert mine == pytest.approx(share, abs=0.1)
+    assert mine == pytest.approx(truth, abs=0.1)
+
+
+def as_rays(codes: Codes) -> Codes:
+    """Each direction as two rays: ray l for its positive end, ray l + L for its negative."""
+    indices_M = codes.indices_M + codes.latents * (codes.values_M < 0)
+    return Codes(indices_M, codes.values_M.abs(), codes.offsets, 2 * codes.latents)
+
+
+def test_ends_that_share_a_parent_share_their_context():
+    """A child fires beside its parent, each with either sign: c is about 1/2 at both rays of the parent and 1 at the child's
+    own ray of that end, so the cosine is near (1/2) / (1/2 + 1) = 1/3. A root has no context."""
+    world = World(40, 16, 3.0, firing="uniform", bipolar=1.0, hierarchy=0.5, seed=1)
+    codes = world.codes(60_000, torch.Generator().manual_seed(0))
+    found = {}
+    for kind, chosen_F in (("child", world.parents_F >= 0), ("root", world.parents_F < 0)):
+        ends = Ends(chosen_F.nonzero()[:, 0], 40, 80)
+        for start in range(0, 60_000, 20_000):
+            these = slice(codes.offsets[start], codes.offsets[start + 20_000])
+            offsets = codes.offsets[start : start + 20_001] - codes.offsets[start]
+            part = Codes(codes.indices_M[these], codes.values_M[these], offsets, 40)
+            ends.update(part, as_rays(part))
+        found[kind] = ends.shared()
+    assert 0.25 < found["child"][0] < 0.35
+    assert abs(found["child"][1]) < 0.1
+    assert abs(found["root"][0] - found["root"][1]) < 0.1
+
+
+def test_two_unrelated_rays_on_one_row_share_nothing():
+    """Latent l along f - g, where f and g never meet: what is left of both beside the row is (f + g) / 2."""
+    rays_LD = torch.eye(8)
+    on_N = torch.arange(8).repeat(50)
+    x_ND = rays_LD[on_N]
+    rows_LD = F.normalize(rays_LD[:4] - rays_LD[4:])
+    codes = Codes.of_dense(x_ND @ rows_LD.T)
+    left_ND = x_ND - codes.dense() @ rows_LD
+    assert torch.allclose(left_ND[:4], left_ND[4:8])  # the geometry alone would call them opposites in one context
+    ends = Ends(torch.arange(4), 4, 8)
+    ends.update(codes, Codes.of_dense(x_ND))
+    # c(e) is 1 - 1/8 at the own ray and -1/8 elsewhere: every two ends have cosine -1/7
+    assert ends.shared() == (pytest.approx(-1 / 7), pytest.approx(-1 / 7))
+    assert all(math.isnan(x) for x in Ends(torch.tensor([2]), 4, 8).shared())
+
+
+def test_sign_flip_mirrors_half_of_the_vectors_in_the_mean(model, packed):
+    sites = [Site("blocks.1.hook_resid_post", 32, 1), Site("blocks.1.mlp.hook_post", 128, 1)]
+    real = Source(model, packed, batch_size=64, round_tokens=512).stream("train", sites, 1024)
+    means = {site.key: real[0].activations[site.key].mean(0) for site in sites}
+    flipped = SignFlip(real, means, seed=3)
+    assert (len(flipped), flipped.batch_size, flipped.sites) == (16, 64, tuple(sites))
+    signs = []
+    for number in (0, 5):
+        x, y = real[number], flipped[number]
+        assert all(torch.equal(a, b) for a, b in zip(x.labels, y.labels, strict=True))
+        each = [
+            ((y.activations[s.key] - means[s.key]) * (x.activations[s.key] - means[s.key])).sum(1).sign() for s in sites
+        ]
+        assert torch.equal(*each)  # one sign at both sites
+        for site in sites:
+            mirrored_ND = means[site.key] + each[0][:, None] * (x.activations[site.key] - means[site.key])
+            torch.testing.assert_close(y.activations[site.key], mirrored_ND)
+        signs.append(each[0])
+    assert not torch.equal(*signs)
+    assert 32 < (torch.cat(signs) < 0).sum() < 96
+    again, other = SignFlip(real, means, seed=3), SignFlip(real, means, seed=4)
+    key = sites[0].key
+    assert torch.equal(again[5].activations[key], flipped[5].activations[key])
+    assert not torch.equal(other[5].activations[key], flipped[5].activations[key])
+    with pytest.raises(ValueError, match=r"means: that of blocks.1.mlp.hook_post is not given"):
+        SignFlip(real, {key: means[key]})
+
+
+def test_the_study(tiny_gpt2, text_file, tmp_path):
+    size = "study.sizes.demo"
+    asked = [
+        "study", "rays_vs_directions", "model=gpt2", f"model.name={tiny_gpt2}", "model.context=null", "text=files",
+        f"text.files={text_file}", "stream.batch_size=64", "stream.round_tokens=512", "threads=1",
+        f"{size}.latents=16", f"{size}.ks=[2,4]", f"{size}.null_k=2", f"{size}.tokens=1024", f"{size}.test_tokens=512",
+        f"{size}.splice_tokens=256", f"{size}.validation_tokens=256", "study.run.rank=3", "study.run.world.features=24",
+        f"{size}.planted.latents=16", f"{size}.planted.tokens=2048", f"{size}.planted.test_tokens=1024",
+    ]  # fmt: skip
+    tables = []
+    for out in ("a", "b"):
+        main([*asked, f"out={tmp_path / out}"])
+        tables.append(pd.read_csv(tmp_path / out / "table.csv"))
+    table, again = tables
+    pd.testing.assert_frame_equal(table, again)
+    verdict = json.loads((tmp_path / "a/verdict.json").read_text())
+    real = table[(table["stream"] == "real") & (table["position0"] == "excluded")]
+    every = real.groupby(["site", "arm", "k", "seed"])["metric"].agg(set)
+    assert len(every) == 2 * 6 * 2 * 2
+    assert all({"fvu", "dce", "kl", "bits_entropy", "dead", "antipodal_share"} <= found for found in every)
+    assert real[real["arm"] == "E_tied_2m"].query("metric == 'antipodal_share'")["value"].eq(1).all()
+    signed = real[real["metric"] == "bipolar_share"]
+    assert set(signed["arm"]) == {B, "D_directions_2m"}
+    # what is observed is what the table holds
+    dce = real[real["metric"] == "dce"].pivot_table(index=["site", "k", "seed"], columns="arm", values="value")
+    for kind, hook in (("residual", "hook_resid_post"), ("mlp", "mlp.hook_post")):
+        here = dce[[hook in site for site, _, _ in dce.index]]
+        observed = verdict["predictions"][f"dce_ratio_{kind}"]["observed"]
+        if (
+            observed is None
+        ):  # this model predicts nothing: a splice may lower its loss, on these documents or in a draw
+            assert real[real["metric"] == "dce"]["low"].min() < 0
+        else:
+            assert observed == pytest.approx(math.exp((here[B] / here[A]).map(math.log).mean()), rel=1e-4)
+    fvu = table[(table["stream"] == "sign_flip") & (table["metric"] == "fvu")].pivot_table(
+        index=["site", "seed"], columns="arm", values="value"
+    )
+    pays = math.exp((fvu[A] / fvu[B]).map(math.log).mean())
+    assert verdict["predictions"]["flipped_fvu_ratio"]["observed"] == pytest.approx(pays, rel=1e-5)
+    worst = signed[signed["arm"] == B].groupby(["seed", "site"])["value"].mean().groupby("seed").max().mean()
+    assert verdict["predictions"]["bipolar_share"]["observed"] == pytest.approx(worst, rel=1e-5)
+    bits = real.groupby(["arm", "k"])["bits"].first()
+    assert bits["F_rays_2m_and_dense", 4] == pytest.approx(metrics.bits(35, 4, False, dense=3), rel=1e-6)
