@@ -3,6 +3,7 @@
 import json
 import math
 from functools import partial
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -70,10 +71,10 @@ def test_bipolar_share_of_a_trained_dictionary_is_what_is_planted(share, tmp_pat
     """More features than latents, frequencies as in text, latents that die and latents that fill up the k."""
     found = []
     for seed in (0, 1):
-        world = World(256, 48, 4.0, bipolar=share, seed=seed)
-        arms = {"signed": partial(AbsTopK, latents=192, k=5, lr=1e-2, seed=seed)}
-        signed = train_arms(tmp_path / str(seed), world.stream("train", 150_000), [], arms)[world.site]["signed"]
-        learned, true, test = Polarity.of(192), Polarity.of(256), world.stream("test", 16_384)
+        world = World(128, 32, 3.0, bipolar=share, seed=seed)
+        arms: dict[str, Any] = {"signed": partial(AbsTopK, latents=96, k=4, lr=1e-2, seed=seed)}
+        signed = train_arms(tmp_path / str(seed), world.stream("train", 100_000), [], arms)[world.site]["signed"]
+        learned, true, test = Polarity.of(96), Polarity.of(128), world.stream("test", 16_384)
         for number, batch in enumerate(test):
             learned.update(signed.encode_sparse(batch.activations["planted"]), batch.documents_N)
             true.update(test.codes(number), batch.documents_N)
@@ -157,7 +158,7 @@ def test_the_study(tiny_gpt2, text_file, tmp_path):
     asked = [
         "study", "rays_vs_directions", "model=gpt2", f"model.name={tiny_gpt2}", "model.context=null", "text=files",
         f"text.files={text_file}", "stream.batch_size=64", "stream.round_tokens=512", "threads=1",
-        f"{size}.latents=16", f"{size}.ks=[2,4]", f"{size}.null_k=2", f"{size}.tokens=1024", f"{size}.test_tokens=512",
+        f"{size}.latents=16", f"{size}.ks=[2,4]", f"{size}.null_k=2", f"{size}.tokens=512", f"{size}.test_tokens=512",
         f"{size}.splice_tokens=256", f"{size}.validation_tokens=256", "study.run.rank=3", "study.run.world.features=24",
         f"{size}.planted.latents=16", f"{size}.planted.tokens=2048", f"{size}.planted.test_tokens=1024",
     ]  # fmt: skip
