@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -188,7 +189,7 @@ def on_world(
     world: World,
     share: float,
     seed: int,
-    folder,
+    folder: Path,
     *,
     latents: int,
     k: int,
