@@ -385,6 +385,7 @@ def test_roles_and_order():
         "directions",
         "rays",
     ]
+    assert role("token_bias_topk", "c") == "told"  # no verdict at equal bits: its side information is not among them
     table = rows(evaluation_table())
     here = table[(table["site"] == SITES[0]) & (table["position0"] == "excluded")]
     assert list(here["dictionary"][:4]) == ["identity", "mean", "position0", "random_k4"]

@@ -42,8 +42,7 @@ def baselines_at_equal_bits(
     The budgets are those of rays of a fixed k (of any dictionary, where there are none): the few bits by which a baseline
     is above are its advantage.
     """
-    plain = [d for d in learned.values() if not d.signed and not d.adaptive] or list(learned.values())
-    every = {d.k: bits_per_token(d) for d in plain}
+    every = {d.k: bits_per_token(d) for d in plain_rays(learned.values())}
     chosen = {"all": every, "headline": {k: b for k, b in every.items() if k == headline_k} or every}
     found: dict[str, Dictionary] = {}
     for name, baseline in baselines.items():
@@ -95,11 +94,15 @@ def compare(
     return Comparison(source, learned, both, fitted, headline_k)
 
 
+def plain_rays(dictionaries: Iterable[Dictionary]) -> list[Dictionary]:
+    """Those of k rays and nothing beside them, whose bits others are measured at; all, where there are none."""
+    known = list(dictionaries)
+    return [d for d in known if not (d.signed or d.adaptive or d.dense or d.side)] or known
+
+
 def headline_budget(dictionaries: Iterable[Dictionary], headline_k: int) -> float:
     """Bits per token of the rays (of any, where there are none) whose k is nearest to the headline."""
-    known = list(dictionaries)
-    rays = [d for d in known if not d.signed and not d.adaptive] or known
-    return bits_per_token(min(rays, key=lambda d: abs(d.k - headline_k)))
+    return bits_per_token(min(plain_rays(dictionaries), key=lambda d: abs(d.k - headline_k)))
 
 
 def position_means(compared: Comparison, rows: int = 64) -> dict[str, Means]:

@@ -13,17 +13,20 @@ COLUMNS = [*KEYS, "metric", "value", "low", "high", "split", "tokens", "trained_
 ROLES = {
     "null": "Codecs and nulls",
     "baseline": "Baselines",
+    "told": "Learned, and told the token (which bits do not count)",
     "directions": "Learned directions (signed)",
     "rays": "Learned rays (never negative)",
 }
 
 
 def role(kind: str, dictionary: str) -> str:
-    """null, baseline, directions or rays: the groups of every table and the colours of every figure."""
+    """null, baseline, told, directions or rays: the groups of every table and the colours of every figure."""
     if kind == "codec" or any(word in dictionary.lower() for word in ("random", "shuffled", "untrained")):
         return "null"
     if kind in ("linear", "probe") or "frozen" in dictionary.lower():
         return "baseline"
+    if kind in KINDS and KINDS[kind].side:
+        return "told"
     return "directions" if kind in KINDS and KINDS[kind].signed else "rays"
 
 

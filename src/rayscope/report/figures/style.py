@@ -6,7 +6,7 @@ from matplotlib.colors import to_rgb
 from rayscope.drawing import COLOURS, LINES, MARKERS
 from rayscope.report.tables import ROLES
 
-FIRST = {"rays": "o", "directions": "s", "baseline": "^", "null": "x"}
+FIRST = {"rays": "o", "directions": "s", "baseline": "^", "told": "D", "null": "x"}
 Styles = dict[tuple[str, str], dict]
 
 
