@@ -63,11 +63,10 @@ def surrogate(
     for `gaussian`, `token_mixture` and `random_weights` the gain there as a share of the real gain, largest over sites
     and k; `beyond_tokens`, the real gain less that on the token mixture, least over sites and k.
     """
-    arenas = dict(make_arenas(setting, tokens, fit_tokens, sample, held_out))
     gains: dict[str, dict[tuple[str, int, int], tuple[float, Tensor]]] = {}
     prefix: dict[tuple[str, str, int], float] = {}
     rows = []
-    for name, arena in arenas.items():
+    for name, arena in make_arenas(setting, tokens, fit_tokens, sample, held_out):
         arms = {
             f"rays_k{k}_s{seed}": (
                 lambda width, k=k, seed=seed: rays(width=width, latents=latents, k=k, seed=seed, lr=lr)
@@ -119,7 +118,7 @@ def surrogate(
 def make_arenas(
     setting: Setting, tokens: int, fit_tokens: int, sample: int, held_out: int
 ) -> Iterator[tuple[str, Arena]]:
-    """(name, Arena) of every stream, the real one first."""
+    """(name, Arena) of every stream, the real one first, one at a time: each holds its held-out vectors."""
     source, sites = setting.source, setting.sites
     known = sample_sites(source.stream("train", sites, fit_tokens, "fp32"), source.model.vocabulary, sample)
     moments = {key: one.moments for key, one in known.items()}
