@@ -164,8 +164,6 @@ def test_pareto(source, tmp_path):
         table.loc[table["method"] == "rays", "gap_omp"] > 0
     ).all()  # pursuit finds better codes on the same directions
     assert table["gap_fista"].notna().sum() == 4  # each arm at the least k and first seed
-    with pytest.raises(SystemExit):
-        main(["study", "pareto", *source, "size=nite", f"out={tmp_path / 'c'}"])
 
 
 def test_a_baseline_is_read_at_the_bits_of_the_rays():
@@ -175,3 +173,18 @@ def test_a_baseline_is_read_at_the_bits_of_the_rays():
     assert at_bits("pca", named, three) == "pca_k3"
     assert at_bits("pca", named, three + 1) is None  # the next has far more
     assert at_bits("ica", named, three) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["paretto"], "no study=paretto; nearest: pareto"),
+        (["pareto", "size=nite"], "size=nite: no such size; nearest: night (there are demo, night, full)"),
+        (["pareto", "study.sizes.demo.kz=[2]"], "no option 'study.sizes.demo.kz'; nearest: study.sizes.demo.ks"),
+    ],
+)
+def test_what_is_wrong_is_one_line(source, tmp_path, capsys, arguments, said):
+    with pytest.raises(SystemExit):
+        main(["study", *arguments, *source, f"out={tmp_path / 'c'}"])
+    assert said in capsys.readouterr().err.strip()
+    assert not (tmp_path / "c").exists()

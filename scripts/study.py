@@ -1,0 +1,8 @@
+"""rayscope study, as a script."""
+
+from rayscope.cli import main
+
+if __name__ == "__main__":
+    import sys
+
+    main(["study", *sys.argv[1:]])
