@@ -87,6 +87,7 @@ def wrong(capsys):
         (["train", "tokns=3"], "no option 'tokns'; nearest: tokens"),
         (["train", "stream.batchsize=3"], "no option 'stream.batchsize'; nearest: stream.batch_size"),
         (["evaluate", "k=3"], "no option 'k'; nearest: model, text,"),
+        (["train", "text=files", "text.files=a.txt", "tokns=3"], "no option 'tokns'; nearest: tokens"),
         (["train", "text=fils"], "no text=fils; nearest: files"),
         (["train", "dictionaries=[topk,btchtopk]"], "no dictionaries=btchtopk; nearest: batchtopk"),
         (["train", "logger=tensorboard"], "no logger=tensorboard; nearest: csv, wandb"),

@@ -12,7 +12,7 @@ from rayscope.cli import main
 from rayscope.dictionaries import Linear
 from rayscope.meter import bits_per_token
 from rayscope.report import verdict_lines
-from rayscope.studies import Findings, Observed, Prediction, Setting, conduct, options_of_size, over_seeds
+from rayscope.studies import Findings, Observed, Prediction, Setting, conduct, over_seeds
 from rayscope.studies.pareto import at_bits
 from rayscope.studies.surrogate import STREAMS, worst_share
 
@@ -72,11 +72,6 @@ def test_a_study_observes_what_is_predicted(model, packed, tmp_path):
     first, second = verdict_lines(verdict)
     assert first.startswith("mine (size demo, model")
     assert second == "  pass: x is 3 [x]: observed 3, asked >= 3"
-
-
-def test_a_size_that_is_not_there():
-    with pytest.raises(ValueError, match=r"size=nite: no such size; nearest: night \(there are demo, night\)"):
-        options_of_size({"demo": {}, "night": {}}, "nite")
 
 
 def test_metric_sanity(source, tmp_path):
@@ -180,7 +175,10 @@ def test_a_baseline_is_read_at_the_bits_of_the_rays():
     [
         (["paretto"], "no study=paretto; nearest: pareto"),
         (["pareto", "size=nite"], "size=nite: no such size; nearest: night (there are demo, night, full)"),
-        (["pareto", "study.sizes.demo.kz=[2]"], "no option 'study.sizes.demo.kz'; nearest: study.sizes.demo.ks"),
+        (
+            ["pareto", "study.sizes.demo.tokenz=2"],
+            "no option 'study.sizes.demo.tokenz'; nearest: study.sizes.demo.tokens",
+        ),
     ],
 )
 def test_what_is_wrong_is_one_line(source, tmp_path, capsys, arguments, said):

@@ -102,7 +102,6 @@ def study(config: DictConfig, folder: Path) -> None:
     from rayscope.report import verdict_lines
     from rayscope.sites import resolve
 
-    studies.options_of_size(config.study.sizes, config.size)  # before what depends on it is resolved
     asked: Any = OmegaConf.to_container(config.study, resolve=True)
     options = {"seeds": asked["seeds"], **asked["sizes"][config.size]}
     source = open_source(config)
@@ -236,6 +235,8 @@ def perform(command: str, argv: list[str], config: DictConfig) -> None:
             set_threads(config.threads)
         if outputs is None:
             return function(config, Path(config.out) if config.out else None)
+        if command == "study":
+            check_size(config.study.sizes, config.size)  # on which other values depend
         plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         with run(command, plain, argv, outputs) as folder:
             function(config, folder)
@@ -254,6 +255,12 @@ def perform(command: str, argv: list[str], config: DictConfig) -> None:
         raise Wrong(str(cause)) from None
     except KeyboardInterrupt:
         raise Wrong("interrupted; the same command resumes") from None
+
+
+def check_size(sizes: DictConfig, size: object) -> None:
+    if size not in sizes:
+        near = get_close_matches(str(size), sizes, n=1) or list(sizes)
+        raise ValueError(f"size={size}: no such size; nearest: {', '.join(near)} (there are {', '.join(sizes)})")
 
 
 def set_threads(threads: object) -> None:

@@ -26,8 +26,11 @@ def check(command: str, given: list[str], sweep: bool = False) -> None:
             overrides = [first_of_sweep(text) for text in given] if sweep else given
             config = hydra.compose(command, overrides)
         except (HydraException, OmegaConfBaseException) as error:
-            for override in given:
+            chosen = [text for text in given if text.partition("=")[0] in groups()]
+            for override in chosen:
                 check_override(override, base)
+            for override in given:
+                check_override(override, hydra.compose(command, chosen))  # which may have options that the base has not
             where = f"{error.override}: " if isinstance(error, OverrideParseException) else ""
             raise ValueError(where + str(error).split("\n")[0]) from None
     wanted = flat(base)

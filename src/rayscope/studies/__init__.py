@@ -6,8 +6,7 @@ from rayscope.studies.study import (
     Prediction,
     Setting,
     conduct,
-    options_of_size,
     over_seeds,
 )
 
-__all__ = ["Findings", "Observed", "Prediction", "Setting", "conduct", "options_of_size", "over_seeds"]
+__all__ = ["Findings", "Observed", "Prediction", "Setting", "conduct", "over_seeds"]

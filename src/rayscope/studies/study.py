@@ -5,9 +5,8 @@ B bootstrap draws, S seeds, G documents.
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -101,13 +100,6 @@ def conduct(
     write_whole(setting.folder / "figure.svg", found.figure)
     write_whole(setting.folder / "verdict.json", json.dumps(verdict, indent=1, allow_nan=False))
     return verdict
-
-
-def options_of_size(sizes: Mapping[str, Any], size: str) -> dict[str, Any]:
-    if size not in sizes:
-        near = get_close_matches(str(size), sizes, n=1) or list(sizes)
-        raise ValueError(f"size={size}: no such size; nearest: {', '.join(near)} (there are {', '.join(sizes)})")
-    return dict(sizes[size])
 
 
 def over_seeds(draws: Sequence[tuple[float, Tensor]], seed: int = 0) -> Observed:
