@@ -8,7 +8,7 @@ import torch
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from rayscope.dictionaries import L1, Gated, JumpReLU
+from rayscope.dictionaries import L1, Gated, JumpReLU, load
 from test_dictionaries import fit, planted_world, randn, sample
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -206,3 +206,25 @@ def test_resumes_bitwise(case):
 def test_bad_arguments(cls, arguments, message):
     with pytest.raises(ValueError, match=message):
         cls(16, 40, 4, **arguments)
+
+
+@pytest.mark.parametrize("kind", [JumpReLU, Gated, L1])
+def test_a_saved_dictionary_learns_in_the_units_that_it_had(kind, tmp_path):
+    """The input scale is folded into a file; unfolded, losses (JumpReLU's bandwidth is in scaled units) are what they were."""
+    x_ND = 50 * torch.randn(512, 8, generator=torch.Generator().manual_seed(3)) + 7
+    before = kind(8, 32, 4, coefficient=1.0)
+    before.prepare(x_ND, 10**6)
+    after = load(before.save(tmp_path / "saved"))
+    after.unfold()
+    assert after.scale.item() == pytest.approx(before.scale.item())
+    for name, tensor in before.weights().items():
+        torch.testing.assert_close(after.weights()[name], tensor, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(after.encode(x_ND), before.encode(x_ND), rtol=1e-4, atol=1e-3)
+    for one in (before, after):
+        sum(one.losses(x_ND).values()).backward()
+    theirs, mine = dict(after.named_parameters()), before.named_parameters()
+    for name, parameter in mine:
+        torch.testing.assert_close(theirs[name].grad, parameter.grad, rtol=1e-3, atol=1e-6, msg=name)
+    again = load(after.save(tmp_path / "again"))  # and a file holds the same as the first
+    for name, tensor in load(tmp_path / "saved").weights().items():
+        torch.testing.assert_close(again.weights()[name], tensor, rtol=1e-4, atol=1e-4)

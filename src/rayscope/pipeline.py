@@ -102,6 +102,9 @@ def finetune_dictionaries(
     other = [name for site, named in loaded.items() for name in named if name not in learned[site]]
     if other:
         raise ValueError(f"finetuning.folder={given}: {other[0]} was not learned; give learned dictionaries alone")
+    for named in learned.values():
+        for dictionary in named.values():
+            dictionary.unfold()
     last = LastRows(source.text.train, tokens=tokens, rows_per_batch=rows, seed=source.seed)
     validation = source.stream("validation", list(learned), calibration_tokens)
     finetune(source.model, last, learned, folder, weight=kl, lr=lr, calibration=validation, loggers=loggers, **options)

@@ -256,6 +256,15 @@ class Learned(Dictionary):
         self.scale.fill_(1)
 
     @torch.no_grad()
+    def unfold(self) -> None:
+        """The input scale back out of what `to_save` folded, so that what is in scaled units (a rate, JumpReLU's
+        bandwidth) means what it did; nothing that is computed changes."""
+        scale = self.provenance.get("input_scale", 1.0)
+        self.scale /= scale
+        self.fold()
+        self.scale.fill_(scale)
+
+    @torch.no_grad()
     def to_save(self) -> "Learned":
         """A copy with the input scale folded away; `input_scale` in its provenance is what it was."""
         folded = copy.deepcopy(self)
