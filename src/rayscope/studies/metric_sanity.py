@@ -50,6 +50,7 @@ def metric_sanity(setting: Setting, *, tokens: int, splice_rows: int) -> Finding
     for seed in setting.seeds:
         source = replace(setting.source, seed=seed)
         windows = list(source.windows("test", setting.sites, tokens))
+        read_RC = windows[0][0][:splice_rows]  # one window's logits at a time fit in memory
         documents_N = torch.cat(
             [torch.full((t.shape[1],), i) for i, t in enumerate(row for w, _ in windows for row in w.split(1))]
         )
@@ -59,10 +60,7 @@ def metric_sanity(setting: Setting, *, tokens: int, splice_rows: int) -> Finding
             vectors = Vectors(x_RCD.flatten(0, 1).double(), first_N, documents_N)
             about = {"site": site.hook, "seed": seed, "tokens": len(first_N)}
             rows += [about | row for row in explained(vectors)]
-            rows += [
-                about | {"tokens": splice_rows * x_RCD.shape[1]} | row
-                for row in spliced(setting, windows[0][0][:splice_rows], site)
-            ]
+            rows += [about | {"tokens": read_RC.numel()} | row for row in spliced(setting, read_RC, site)]
             if site is residual:
                 known.append(knows_position0(vectors, seed))
     table = pd.DataFrame(rows).reindex(columns=COLUMNS)
