@@ -59,6 +59,9 @@ class Prediction:
     prediction: str
     threshold: str | None = None
 
+    def __post_init__(self):
+        met(0.0, self.threshold)  # raises ValueError for what is no limit before the study runs, not after
+
     def verdict(self, observed: Observed) -> dict[str, Any]:
         """{prediction, threshold, observed, ci, pass}: a prediction passes where its whole interval does."""
         ends = [met(end, self.threshold) for end in (observed.value, observed.low, observed.high)]
