@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from rayscope.cli import main
-from rayscope.dictionaries import Linear
+from rayscope.dictionaries import BatchTopK, BottleneckTopK, Linear, TopK
 from rayscope.meter import bits_per_token
 from rayscope.report import verdict_lines
+from rayscope.sites import resolve
 from rayscope.studies import Findings, Observed, Prediction, Setting, conduct, over_seeds
-from rayscope.studies.pareto import at_bits
+from rayscope.studies.pareto import amortisation, at_bits, ratio
 from rayscope.studies.surrogate import STREAMS, worst_share
 
 
@@ -43,6 +44,11 @@ def run(*arguments: str, out: Path) -> tuple[pd.DataFrame, dict]:
 )
 def test_a_prediction_passes_where_its_whole_interval_does(threshold, interval, passed):
     assert Prediction("it holds", threshold).verdict(Observed(*interval))["pass"] is passed
+
+
+def test_a_threshold_that_is_no_limit_is_refused_before_the_study_runs():
+    with pytest.raises(ValueError, match="'>=2' is not such as"):
+        Prediction("it holds", ">=2")
 
 
 def test_interval_over_seeds_is_that_of_the_mean_of_resampled_seeds():
@@ -153,12 +159,33 @@ def test_pareto(source, tmp_path):
     for rays in table[table["method"] == "rays"].to_dict("records"):
         theirs = sparse[sparse["bits"] >= rays["bits"]].iloc[0]  # the baseline never has fewer bits
         assert theirs["bits"] < rays["bits"] + 20
-        ratios.append(theirs["dce"] / rays["dce"] if rays["dce"] > 0 else 1000)
+        ratios.append(theirs["dce"] / rays["dce"] if rays["dce"] > 0 else 1000 * (theirs["dce"] > 0))
     assert verdict["predictions"]["sparse_pca"]["observed"] == pytest.approx(min(ratios), rel=1e-3)
     assert (
         table.loc[table["method"] == "rays", "gap_omp"] > 0
     ).all()  # pursuit finds better codes on the same directions
     assert table["gap_fista"].notna().sum() == 4  # each arm at the least k and first seed
+
+
+def test_ratio_of_what_costs_nothing():
+    theirs, mine = torch.tensor([3.0, 3.0, -1.0, -1.0, 0.0]), torch.tensor([2.0, -1.0, 2.0, -2.0, 0.0])
+    assert ratio(theirs, mine).tolist() == [1.5, 1000.0, -0.5, 0.0, 0.0]  # two that cost nothing are no victory
+
+
+def test_amortisation_gap_of_what_a_coder_can_recode(model, packed):
+    from rayscope.comparison import Comparison
+    from rayscope.source import Source
+
+    source = Source(model, packed, batch_size=64, round_tokens=512)
+    (site,) = resolve("blocks.1.hook_resid_post", model)
+    kinds = {"rays": TopK, "batch": BatchTopK, "dense": BottleneckTopK}
+    learned = {
+        site: {
+            name: kind(site.width, 40, 3, **({"rank": 4} if name == "dense" else {})) for name, kind in kinds.items()
+        }
+    }
+    found = amortisation(Comparison(source, learned, learned, {}, 3), 128, 3, 0)
+    assert set(found) == {(site, "rays")}  # the others spend other codes than a coder at their k would
 
 
 def test_a_baseline_is_read_at_the_bits_of_the_rays():

@@ -4,6 +4,7 @@ B bootstrap draws, N vectors.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -63,9 +64,7 @@ def pareto(
     """
     seeds, first = setting.seeds, min(ks)
     made = {
-        f"{name}_k{k}_s{seed}": (
-            lambda width, make=make, k=k, seed=seed: make(width=width, latents=latents, k=k, seed=seed, lr=lr)
-        )
+        f"{name}_k{k}_s{seed}": partial(make, latents=latents, k=k, seed=seed, lr=lr)
         for group, of in ((arms, seeds), (controls, seeds[:1]))
         for name, make in group.items()
         for k in ks
@@ -90,12 +89,12 @@ def pareto(
             for name in named
         ]
     ).reindex(columns=COLUMNS)
-    ratio = Ratios(measured, compared)
+    ratios = Ratios(measured, compared)
     observed = {
-        "sparse_pca": over_seeds([ratio.least(["pca_topk"], ks, seed) for seed in seeds]),
-        "token_means": over_seeds([ratio.least(["token_means"], [first], seed) for seed in seeds]),
+        "sparse_pca": over_seeds([ratios.least(["pca_topk"], ks, seed) for seed in seeds]),
+        "token_means": over_seeds([ratios.least(["token_means"], [first], seed) for seed in seeds]),
         "best_fitted": over_seeds(
-            [ratio.least([n for n in fitted if n != "token_means"], [first], seed) for seed in seeds]
+            [ratios.least([n for n in fitted if n != "token_means"], [first], seed) for seed in seeds]
         ),
     }
     return Findings(table, observed, figure(table))
@@ -124,12 +123,17 @@ class Ratios:
                 for method in methods:
                     theirs = at_bits(method, named, bits_per_token(named[rays]))
                     if theirs:
-                        ratio = torch.where(mine > 0, self.dce(site, theirs) / mine, LARGEST)
-                        found.append(ratio.clamp(-LARGEST, LARGEST))
+                        found.append(ratio(self.dce(site, theirs), mine))
         if not found:
             raise ValueError(f"study.run.baselines: none of {', '.join(methods)} is measured at the bits of the rays")
         least = torch.stack(found).amin(0)
         return least[0].item(), least[1:]
+
+
+def ratio(theirs: Tensor, mine: Tensor) -> Tensor:
+    """theirs / mine; where mine costs nothing, LARGEST if theirs costs something, and 0, no gain, if neither does."""
+    free = torch.where(theirs > 0, LARGEST, 0.0)
+    return torch.where(mine > 0, theirs / mine, free).clamp(-LARGEST, LARGEST)
 
 
 def at_bits(method: str, named: dict[str, Dictionary], bits: float) -> str | None:
@@ -140,13 +144,15 @@ def at_bits(method: str, named: dict[str, Dictionary], bits: float) -> str | Non
 
 
 def amortisation(compared: Comparison, tokens: int, first: int, seed: int) -> dict[tuple[Site, str], dict[str, float]]:
-    """{(site, name): {gap_omp, gap_fista, gap_tokens}} of the learned dictionaries that have no side information."""
+    """{(site, name): {gap_omp, gap_fista, gap_tokens}} of the learned dictionaries of k codes and nothing beside."""
     source = compared.source
     stream = source.stream("test", list(compared.learned), max(tokens, source.batch_size), "fp32")
     test = Batch.join(stream).take(torch.arange(min(tokens, len(stream) * stream.batch_size)))
     found: dict[tuple[Site, str], dict[str, float]] = {}
     for site, named in compared.learned.items():
         for name, dictionary in named.items():
+            if dictionary.side or dictionary.adaptive or dictionary.dense:
+                continue  # a coder would have other codes to spend, or know less
             coders = ["omp", *(["fista"] if name.endswith(f"_k{first}_s{seed}") else [])]
             both = {"own": dictionary, **{coder: recoded(dictionary, coder) for coder in coders}}
             fvu = {n: m.statistics()["fvu"] for n, m in reconstruct({site: both}, test)[site].items()}
