@@ -158,5 +158,5 @@ def random(fit: SiteFit, latents: int, seed: int = 0) -> Dictionary:
 
 
 def tokens(fit: SiteFit, latents: int, min_count: int = 8) -> Dictionary:
-    """The mean activation of each frequent token: what a lookup of tokens explains."""
+    """The mean activation of each frequent token as a direction, k of them by OMP; it is not told the token."""
     return token_means(fit.token_sums, latents, 1, min_count)

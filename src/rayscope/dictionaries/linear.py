@@ -102,6 +102,9 @@ def recoded(dictionary: Dictionary, coder: str, k: int | None = None) -> Linear:
 
     The FVU of its own encoder less the least FVU of a coder is the amortisation gap. k: the dictionary's own, unless given.
     """
+    if dictionary.dense or dictionary.side:
+        beside = dictionary.side or f"{dictionary.dense} dense latents"
+        raise ValueError(f"recoded: a {dictionary.kind} dictionary has {beside} beside its codes, which no coder gives")
     k = dictionary.k if k is None else k
     given = (dictionary.directions.detach(), dictionary.bias.detach(), dictionary.signed)
     linear = Linear(dictionary.width, dictionary.latents, k, coder, *given).to(dictionary.device)

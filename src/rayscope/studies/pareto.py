@@ -60,7 +60,7 @@ def pareto(
     directions, on the first gap_tokens test vectors and without quantisation; FISTA for the least k and first seed alone.
 
     Observes ratios of dCE at equal bits, each the least over sites (and k, where more than one is measured):
-    `sparse_pca` that of pca_topk to the rays', `token_means` and `best_fitted` (any baseline but those) at the least k.
+    `sparse_pca` that of pca_topk to the rays', `token_means` and `best_fitted` (the best baseline but token_means) at the least k.
     """
     seeds, first = setting.seeds, min(ks)
     made = {
@@ -137,10 +137,15 @@ def ratio(theirs: Tensor, mine: Tensor) -> Tensor:
 
 
 def at_bits(method: str, named: dict[str, Dictionary], bits: float) -> str | None:
-    """The method's dictionary of the fewest bits at or above these, if it is no more than one code above."""
+    """The method's dictionary of the fewest bits at or above these, if one code less would have fewer."""
     there = {n: bits_per_token(d) for n, d in named.items() if n.rpartition("_k")[0] == method}
-    above = {n: b for n, b in there.items() if b >= bits - 1e-9}
-    return min(above, key=lambda n: above[n]) if above and min(above.values()) < bits + 20 else None
+    above = sorted((b, n) for n, b in there.items() if b >= bits - 1e-9)
+    if not above:
+        return None
+    nearest = named[above[0][1]]
+    about = (nearest.signed, nearest.fixed_support, nearest.dense)
+    less = float(metrics.bits(nearest.latents, nearest.k - 1, *about)) if nearest.k > 1 else 0.0
+    return above[0][1] if less < bits else None
 
 
 def amortisation(compared: Comparison, tokens: int, first: int, seed: int) -> dict[tuple[Site, str], dict[str, float]]:

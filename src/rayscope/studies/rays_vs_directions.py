@@ -30,7 +30,7 @@ from rayscope.studies.study import Findings, Observed, Setting, over_seeds
 
 A, B = "A_rays_2m", "B_directions_m"
 SITES: dict[str, Callable[[str], bool]] = {
-    "residual": lambda hook: "mlp" not in hook,
+    "residual": lambda hook: "resid" in hook,
     "mlp": lambda hook: "mlp" in hook,
 }
 DRAWS, POLARITY_DRAWS = 1000, 200
@@ -68,6 +68,7 @@ def rays_vs_directions(
     rank: int,
     lr: float | None,
     tokens: int,
+    fit_tokens: int,
     test_tokens: int,
     splice_tokens: int,
     validation_tokens: int,
@@ -97,7 +98,7 @@ def rays_vs_directions(
     records = Records(A)
 
     learned = train_arms(folder / "real", stream, validation, partials, about=about)
-    compared = compare(source, learned, {}, null_k, tokens)
+    compared = compare(source, learned, {}, null_k, min(tokens, fit_tokens))
     measured = measure_compared(
         compared, tokens=test_tokens, splice_tokens=splice_tokens, validation_tokens=validation_tokens
     )

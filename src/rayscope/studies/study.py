@@ -82,25 +82,26 @@ def conduct(
 ) -> dict[str, Any]:
     """Runs a study and writes what it found; returns the verdict: {study, question, size, seeds, pass, predictions}.
 
-    pass: every prediction that has a threshold holds. Raises ValueError where predictions and observations differ in name.
+    pass: every prediction that has a threshold holds; null where none has one. Raises ValueError where predictions and observations differ in name.
     """
     found = run(setting)
+    write_whole(setting.folder / "table.csv", found.table.to_csv(index=False, float_format="%.7g"))
+    write_whole(setting.folder / "figure.svg", found.figure)
     if set(found.observed) != set(predictions):
         raise ValueError(
             f"study {name}: predictions {', '.join(predictions)}, but it observes {', '.join(found.observed)}"
         )
     judged = {key: predictions[key].verdict(observed) for key, observed in found.observed.items()}
+    passes = [one["pass"] for one in judged.values() if one["threshold"] is not None]
     verdict = {
         "study": name,
         "question": question,
         "size": size,
         "model": setting.source.model.name,
         "seeds": list(setting.seeds),
-        "pass": all(v["pass"] for v in judged.values() if v["threshold"] is not None),
+        "pass": all(passes) if passes else None,
         "predictions": judged,
     }
-    write_whole(setting.folder / "table.csv", found.table.to_csv(index=False, float_format="%.7g"))
-    write_whole(setting.folder / "figure.svg", found.figure)
     write_whole(setting.folder / "verdict.json", json.dumps(verdict, indent=1, allow_nan=False))
     return verdict
 

@@ -166,13 +166,14 @@ def row_of(
 
 
 def worst_share(gains: dict, name: str, cells: list[tuple[str, int]], seeds: tuple[int, ...]) -> Observed:
-    """The gain on a null over the real gain, the largest of all sites and k; nan where there is no real gain to share."""
+    """The gain on a null over the real gain, the largest of all sites and k; nan where there is no real gain to share, and a draw
+    without one counts as the worst."""
     shares = []
     for seed in seeds:
         each = []
         for cell in cells:
             (null, null_B), (real, real_B) = gains[name][*cell, seed], gains["real"][*cell, seed]
-            share_B = torch.where(real_B > 0, null_B / real_B, torch.nan)
+            share_B = torch.where(real_B > 0, null_B / real_B, torch.inf)
             each.append((null / real if real > 0 else math.nan, share_B))
         values = [value for value, _ in each]
         worst = math.nan if any(map(math.isnan, values)) else max(values)
