@@ -434,14 +434,14 @@ def test_codes_of_a_dictionary_that_knows_the_token_are_each_position_s():
     with torch.no_grad():
         for W_LD in (dictionary.W_enc_LD, dictionary.W_dec_LD):
             W_LD.copy_(torch.eye(8))
-        dictionary.B_VD[13, 3] = -5.0  # token 13 at the origin is 5 along direction 3 from where it is known to be
+        dictionary.B_VD[14, 3] = -5.0  # token 14 at the origin is 5 along direction 3 from where it is known to be
     tokens_RC = torch.arange(20).view(2, 10)
     row = {"site": SITE.hook, "dictionary": "d", "predicate": "current", "token": "<1>", "rank": 1, "labels": "real"}
     windows = [(tokens_RC, {SITE.key: torch.zeros(2, 10, 8)})]
     table = pd.DataFrame([row | {"latent": 3, "sign": 1}])
     (entry,) = top_contexts(table, windows, {SITE: {"d": dictionary}}, TOKENIZER, before=1, after=1)
-    assert entry["contexts"] == [{"tokens": ["<12>", "<13>", "<14>"], "activations": [0, 5, 0], "focus": 1}]
+    assert entry["contexts"] == [{"tokens": ["<13>", "<14>", "<15>"], "activations": [0, 5, 0], "focus": 1}]
 
-    stream = batches_of(torch.tensor([1, 13, 13, 2]), torch.zeros(4, dtype=torch.int64), torch.zeros(4, 8), size=2)
+    stream = batches_of(torch.tensor([1, 14, 14, 2]), torch.zeros(4, dtype=torch.int64), torch.zeros(4, 8), size=2)
     _, codes = collect(stream, {SITE.key: {"d": dictionary}})
     assert codes[SITE.key]["d"].dense()[:, 3].tolist() == [0, 5, 5, 0]
