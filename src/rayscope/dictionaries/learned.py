@@ -14,6 +14,7 @@ from rayscope.dictionaries.auxk import auxk_error
 from rayscope.dictionaries.base import Codes, Dictionary
 from rayscope.dictionaries.kernels import Plan, gather_dot, sparse_decode
 from rayscope.dictionaries.selection import products
+from rayscope.dictionaries.whitening import Whitening
 
 DECODERS = ("learned", "frozen", "soft_frozen")
 ENCODERS = ("learned", "frozen")
@@ -27,6 +28,9 @@ class Learned(Dictionary):
 
     decoder: learned; frozen, its rows stay as drawn; soft_frozen, each stays within cosine min_cosine of the row drawn.
     encoder: learned; frozen, W_enc stays as drawn (its biases learn).
+    whiten: learned in y = s (x - m) P instead of s x (see `Whitening`), and so are its losses; the fvu that it leaves is
+    that of x. Folded, its encoder reads x, its rows are those of W_dec P^-1 made unit, and gain_L, their length before,
+    multiplies the codes after latents are chosen, so that the same are.
     """
 
     training_only: tuple[str, ...] = (
@@ -35,10 +39,15 @@ class Learned(Dictionary):
         "counted",
         "dead_window",
         "initial_LD",
+        "whitening.mean_D",
+        "whitening.P_DD",
+        "whitening.inverse_DD",
     )  # state of a checkpoint, not of a saved dictionary
     exact_choice: bool = False  # to measure what choosing in bfloat16, where that pays, costs: see the benchmark
     min_cosine = 0.8
     last: dict[str, Tensor]
+    whitening: Whitening | None
+    gain_L: Tensor | None
     initial_LD: Tensor | None  # the rows drawn, of a soft-frozen decoder
     scale: Tensor
     silent_L: Tensor
@@ -57,6 +66,7 @@ class Learned(Dictionary):
         lr: float | None = None,
         auxk: int | None = None,
         auxk_coefficient: float = 1 / 32,
+        whiten: bool = False,
     ):
         super().__init__(width, latents, k)
         if decoder not in DECODERS:
@@ -84,23 +94,26 @@ class Learned(Dictionary):
         self.register_buffer("fired_L", torch.zeros(latents, dtype=torch.int64))
         self.register_buffer("counted", torch.zeros((), dtype=torch.int64))
         self.register_buffer("dead_window", torch.tensor(10_000_000))
+        self.whiten = whiten
+        self.whitening = Whitening(width) if whiten else None
+        self.register_buffer("gain_L", torch.ones(latents) if whiten else None)
         self.last = {}
 
     def arguments(self) -> dict[str, Any]:
-        own = ("seed", "decoder", "encoder", "lr", "auxk", "auxk_coefficient")
+        own = ("seed", "decoder", "encoder", "lr", "auxk", "auxk_coefficient", "whiten")
         return {**super().arguments(), **{name: getattr(self, name) for name in own}}
 
     @property
     def directions(self) -> Tensor:
-        return self.W_dec_LD
+        return self.W_dec_LD if self.whitening is None else F.normalize(self.W_dec_LD @ self.whitening.inverse_DD)
 
     @property
     def bias(self) -> Tensor:
-        return self._idle / self.scale
+        return self._outside(self._idle)
 
     @property
     def _idle(self) -> Tensor:
-        """s x_hat where no latent is active."""
+        """s x_hat (y_hat, where it is whitened) where no latent is active."""
         return self.b_dec_D
 
     @property
@@ -120,6 +133,8 @@ class Learned(Dictionary):
     def encode_sparse(self, x_ND: Tensor) -> Codes:
         """Chunk by chunk, always in full precision; BatchTopK by its threshold, so vectors do not affect each other."""
         self.check(x_ND)
+        if self.whitening is not None:
+            return self.to_save().encode_sparse(x_ND)
         counts, indices, values = [], [], []
         with full_precision(x_ND):
             for _, products_CL in products(self._centred(x_ND), self.W_enc_LD, exact=True):
@@ -129,7 +144,8 @@ class Learned(Dictionary):
             none = torch.zeros(0, dtype=torch.int64, device=x_ND.device)
             return Codes(none, self.b_enc_L.detach()[:0], F.pad(none, (1, 0)), self.latents)
         offsets = F.pad(torch.cat(counts).cumsum(0), (1, 0))
-        return Codes(torch.cat(indices), torch.cat(values) / self.scale, offsets, self.latents)
+        indices_M, values_M = torch.cat(indices), torch.cat(values) / self.scale
+        return Codes(indices_M, self._gained(values_M, indices_M), offsets, self.latents)
 
     @torch.no_grad()
     def prepare(self, x_ND: Tensor, dead_window: int, tokens: int | None = None) -> None:
@@ -143,11 +159,15 @@ class Learned(Dictionary):
             raise ValueError(f"dead_window={dead_window} tokens must be at least 1")
         if tokens is not None and tokens < 1:
             raise ValueError(f"tokens={tokens} must be at least 1")
-        power = x_ND.double().square().sum(1).mean()
+        inner_ND = x_ND
+        if self.whitening is not None:
+            self.whitening.fit(x_ND)
+            inner_ND = self.whitening(x_ND.to(self.b_dec_D.dtype))
+        power = inner_ND.double().square().sum(1).mean()
         if power == 0:
             raise ValueError(f"all {len(x_ND)} sample vectors are zero: nothing to learn from")
         self.scale.copy_((self.width / power).sqrt())
-        self.b_dec_D.copy_(x_ND.double().mean(0) * self.scale.double())
+        self.b_dec_D.copy_(inner_ND.double().mean(0) * self.scale.double())
         self.dead_window.fill_(dead_window)
         self.calibrate(x_ND)
 
@@ -164,19 +184,19 @@ class Learned(Dictionary):
     def reconstruct(self, x_ND: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """(x_hat as it is while training, with gradients to the parameters; losses)."""
         scaled_ND, residual_ND, losses = self._training_pass(x_ND)
-        return (scaled_ND - residual_ND) / self.scale, losses
+        return self._outside(scaled_ND - residual_ND), losses
 
     def _training_pass(self, x_ND: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """(s x, s x - s x_hat, losses)."""
         self.check(x_ND)
         check_finite(x_ND)
         with full_precision(x_ND):
-            scaled_ND = x_ND.detach().to(self.b_dec_D.dtype) * self.scale
+            given_ND, scaled_ND = x_ND, self._inside(x_ND)
             dead_A = self.dead_L.nonzero()[:, 0]
             total, x_ND = spread(scaled_ND), self._unknown(scaled_ND)
             plan = self.choose(x_ND - self.b_dec_D.detach())
             values_M, pre_M = self._codes(x_ND, plan)
-            residuals = self._residuals(x_ND, plan, values_M)
+            residuals = self._residuals(x_ND, plan, self._gained(values_M, plan.indices_M))
             errors = [residual_ND.square().sum() / total for residual_ND in residuals]
             losses = {"reconstruction": torch.stack(errors).mean(), "auxk": x_ND.new_zeros(())}
             if len(dead_A) and self.auxk:
@@ -185,11 +205,33 @@ class Learned(Dictionary):
                 error = auxk_error(*parameters, dead_A, x_ND, e_ND, self.auxk, self.signed)
                 losses["auxk"] = self.auxk_coefficient * error / spread(e_ND)
             losses |= self.penalties(x_ND, plan, pre_M, values_M)
-        self._observe(plan, values_M.detach(), len(x_ND), errors[-1].detach())
+        fvu = errors[-1].detach()
+        if self.whitening is not None:
+            error_ND = residuals[-1].detach() @ self.whitening.inverse_DD / self.scale
+            fvu = error_ND.square().sum() / spread(given_ND.detach().to(error_ND.dtype))
+        self._observe(plan, values_M.detach(), len(x_ND), fvu)
         return scaled_ND, residuals[-1], losses
 
+    def _inside(self, x_ND: Tensor) -> Tensor:
+        """s x, or s (x - m) P: what it learns in."""
+        x_ND = x_ND.detach().to(self.b_dec_D.dtype)
+        return (x_ND if self.whitening is None else self.whitening(x_ND)) * self.scale
+
+    def _outside(self, y: Tensor) -> Tensor:
+        """The inverse, of a vector or of each row."""
+        return y / self.scale if self.whitening is None else self.whitening.mean_D + self._coloured(y) / self.scale
+
+    def _coloured(self, y: Tensor) -> Tensor:
+        """A difference of whitened vectors as one of x, but for the scale."""
+        return y if self.whitening is None else y @ self.whitening.inverse_DD
+
+    def _gained(self, values_M: Tensor, indices_M: Tensor) -> Tensor:
+        """Codes of unit rows from what latents were chosen by: in a folded dictionary that was whitened, times gain."""
+        folded = self.gain_L is not None and self.whitening is None
+        return values_M * self.gain_L[indices_M] if folded else values_M  # type: ignore[index]
+
     def _centred(self, x_ND: Tensor) -> Tensor:
-        return self._unknown(x_ND.detach().to(self.b_dec_D.dtype) * self.scale) - self.b_dec_D.detach()
+        return self._unknown(self._inside(x_ND)) - self.b_dec_D.detach()
 
     def _unknown(self, x_ND: Tensor) -> Tensor:
         """What is left to code of s x: all of it, where nothing is known beside x."""
@@ -250,10 +292,16 @@ class Learned(Dictionary):
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Input scale into the biases, in place: s becomes 1 and nothing that is computed changes."""
+        """Input scale into the biases, and whitening into the weights, in place: nothing that is computed changes."""
         self.b_enc_L /= self.scale
-        self.b_dec_D /= self.scale
+        self.b_dec_D.copy_(self._outside(self.b_dec_D))
         self.scale.fill_(1)
+        if self.whitening is not None and self.gain_L is not None:
+            rows_LD = self._coloured(self.W_dec_LD)
+            self.gain_L.copy_(rows_LD.norm(dim=1))
+            self.W_dec_LD.copy_(F.normalize(rows_LD))
+            self.W_enc_LD.copy_(self.W_enc_LD @ self.whitening.P_DD)
+            self.whitening = None
 
     @torch.no_grad()
     def unfold(self) -> None:
@@ -272,10 +320,14 @@ class Learned(Dictionary):
         folded.fold()
         return folded
 
+    def with_k(self, k: int) -> "Dictionary":
+        return super().with_k(k) if self.whitening is None else self.to_save().with_k(k)
+
     def weights(self) -> dict[str, Tensor]:
         return {name: tensor for name, tensor in super().weights().items() if name not in self.training_only}
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
+        self.whitening = None  # it is folded in what is saved
         own = self.state_dict()
         super().load_weights({**weights, **{name: own[name] for name in self.training_only if name in own}})
 

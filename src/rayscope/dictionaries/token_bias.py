@@ -93,5 +93,5 @@ class TokenBiasTopK(TopK):
 
     @torch.no_grad()
     def fold(self) -> None:
-        self.B_VD /= self.scale
+        self.B_VD.copy_(self._coloured(self.B_VD) / self.scale)
         super().fold()
