@@ -101,6 +101,11 @@ def test_topk_chooses_by_what_is_large_in_whitened_space(tmp_path):
     assert dictionary.last["fvu"].item() == pytest.approx(fvu.item(), rel=1e-3)  # logged in x, not in y
 
 
+def test_soft_frozen_rows_are_refused():
+    with pytest.raises(ValueError, match="whiten=True with decoder='soft_frozen'"):
+        KINDS["topk"](12, 40, 4, whiten=True, decoder="soft_frozen")  # type: ignore[call-arg]
+
+
 @pytest.mark.parametrize("kind", ["topk", "token_bias_topk", "jumprelu"])
 def test_training_resumes_bitwise(kind):
     whole = trained(kind, steps=5)

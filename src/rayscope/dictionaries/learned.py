@@ -30,7 +30,8 @@ class Learned(Dictionary):
     encoder: learned; frozen, W_enc stays as drawn (its biases learn).
     whiten: learned in y = s (x - m) P instead of s x (see `Whitening`), and so are its losses; the fvu that it leaves is
     that of x. Folded, its encoder reads x, its rows are those of W_dec P^-1 made unit, and gain_L, their length before,
-    multiplies the codes after latents are chosen, so that the same are.
+    multiplies the codes after latents are chosen, so that the same are. P^-1 enlarges what a row keeps of strong
+    directions: read the codes, and compare rows by their cosine with care.
     """
 
     training_only: tuple[str, ...] = (
@@ -79,6 +80,10 @@ class Learned(Dictionary):
             raise ValueError(f"auxk={auxk} must be between 0 (off) and the {latents} latents")
         if not auxk_coefficient >= 0:
             raise ValueError(f"auxk_coefficient={auxk_coefficient} must be at least 0")
+        if whiten and decoder == "soft_frozen":
+            raise ValueError(
+                "whiten=True with decoder='soft_frozen': a cap about a row drawn in y is none in x; choose one"
+            )
         self.seed, self.decoder, self.encoder = seed, decoder, encoder
         self.lr = lr if lr is not None else 2e-4 / (latents / 2**14) ** 0.5
         self.auxk = auxk if auxk is not None else min(width // 2, latents // 2)
