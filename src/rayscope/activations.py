@@ -94,6 +94,22 @@ class Stream(ABC):
         self.next_batch = state["next_batch"]
 
 
+class DerivedStream(Stream):
+    """The batches and labels of `real` with other activations, which a subclass makes; its length, unless `tokens` says."""
+
+    def __init__(self, real: Stream, sites: Sequence[Site] | None = None, tokens: int | None = None):
+        tokens = tokens if tokens is not None else len(real) * real.batch_size
+        super().__init__(real.sites if sites is None else sites, tokens=tokens, batch_size=real.batch_size)
+        self.real = real
+
+    @property
+    def device(self) -> torch.device:
+        return self.real.device
+
+    def labels(self, number: int) -> Batch:
+        return self.real.labels(number)
+
+
 class ActivationStream(Stream):
     """A sized, stateful stream of batches of `batch_size` vectors, `tokens` in all.
 

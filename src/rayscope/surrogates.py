@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from rayscope.activations import Batch, Stream, generator_of
+from rayscope.activations import Batch, DerivedStream, Stream, generator_of
 from rayscope.baselines.pca import Moments
 from rayscope.baselines.token_means import TokenSums
 from rayscope.sites import Site
@@ -146,7 +146,7 @@ class Law:
         return real.colour(y_NK, drawn.mean_D, columns_KK @ (columns_KK / values_K.sqrt()).T)
 
 
-class Surrogate(Stream):
+class Surrogate(DerivedStream):
     """A stream of the same sites, batches and labels (token, document, position) as `real`, with a null's activations.
 
     known: what `sample_sites` found on training text, from which the law (see `Law`) of each site is made: its mean and
@@ -166,20 +166,12 @@ class Surrogate(Stream):
         sites: Sequence[Site] | None = None,
         seed: int = 0,
     ):
-        tokens = tokens if tokens is not None else len(real) * real.batch_size
-        super().__init__(real.sites if sites is None else sites, tokens=tokens, batch_size=real.batch_size)
+        super().__init__(real, sites, tokens)
         for site in self.sites:
             if site.key not in known:
                 raise ValueError(f"known: nothing is known of {site.hook}; there are {', '.join(known)}")
-        self.kind, self.real, self.seed = kind, real, seed
+        self.kind, self.seed = kind, seed
         self.laws = {site.key: Law(kind, known[site.key], real.device) for site in self.sites}
-
-    @property
-    def device(self) -> torch.device:
-        return self.real.device
-
-    def labels(self, number: int) -> Batch:
-        return self.real.labels(number)
 
     def __getitem__(self, number: int) -> Batch:
         labels = self.labels(number)

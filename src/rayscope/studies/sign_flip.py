@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from rayscope.activations import Batch, Stream, generator_of
+from rayscope.activations import Batch, DerivedStream, Stream, generator_of
 
 
-class SignFlip(Stream):
+class SignFlip(DerivedStream):
     """mean + s (x - mean) for each x of `real`, s = 1 or -1 with equal chance: one s a vector, the same at every site.
 
     Mean and covariance stay what they are, and no half-line is left: whatever x holds, its mirror image is as frequent.
@@ -19,19 +19,12 @@ class SignFlip(Stream):
     """
 
     def __init__(self, real: Stream, means: dict[str, Tensor], *, seed: int = 0):
-        super().__init__(real.sites, tokens=len(real) * real.batch_size, batch_size=real.batch_size)
+        super().__init__(real)
         for site in self.sites:
             if site.key not in means:
                 raise ValueError(f"means: that of {site.hook} is not given; there are {', '.join(means) or 'none'}")
-        self.real, self.seed = real, seed
+        self.seed = seed
         self.means = {key: mean_D.cpu() for key, mean_D in means.items()}
-
-    @property
-    def device(self) -> torch.device:
-        return self.real.device
-
-    def labels(self, number: int) -> Batch:
-        return self.real.labels(number)
 
     def __getitem__(self, number: int) -> Batch:
         batch = self.real[number]

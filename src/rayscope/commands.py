@@ -1,0 +1,216 @@
+"""What each command does with its configuration. With cli.py and overrides.py, all that knows hydra."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from rayscope.console import say
+
+EVALUATED = ["evaluation.csv", "latent_density.csv"]
+FEATURES = ["token_features.csv", "contexts.json"]
+RECORDS = ("{}.config.yaml", "{}.environment.json", "{}.finished.json", ".{}.replaced", ".{}.moving")
+STUDY = ["table.csv", "figure.svg", "verdict.json", "arms"]
+TRAINED = [  # and, when a run is replaced, what was measured on its dictionaries
+    *("checkpoint.ckpt", "training.csv", "snapshots", "dictionaries", "trained.json", *EVALUATED, *FEATURES, "report"),
+    *(name.format(command) for command in ("evaluate", "features") for name in RECORDS),
+]
+
+
+class Wrong(SystemExit):
+    """Exit code 1; the one line that says why is on stderr."""
+
+    def __init__(self, message: str):
+        say(f"rayscope: {' '.join(message.split())}")
+        super().__init__(1)
+
+
+def train(config: DictConfig, folder: Path) -> None:
+    from rayscope import pipeline
+    from rayscope.sites import resolve
+
+    if (folder / pipeline.TRAINED).is_file():
+        return
+    if config.stage == "kl":
+        return tune(config, folder)
+    if config.stage != "dictionaries":
+        raise ValueError(f"stage={config.stage}: dictionaries or kl")
+    source = open_source(config)
+    sites = resolve(config.sites.patterns, source.model)
+    dictionaries = {name: hydra.utils.instantiate(partial) for name, partial in config.dictionaries.items()}
+    with loggers(config) as opened:
+        pipeline.train_dictionaries(
+            source, sites, dictionaries, folder, tokens=config.tokens, loggers=opened, **config.training
+        )
+
+
+def tune(config: DictConfig, folder: Path) -> None:
+    from rayscope import pipeline
+
+    options = {"folder": None, **config.finetuning}
+    given = options.pop("folder")
+    if not given:
+        raise ValueError("stage=kl: finetuning.folder is not set; give that of saved dictionaries")
+    if Path(given).resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"stage=kl: finetuning.folder={given} is in out={folder}; give another out=")
+    common = {k: v for k, v in config.training.items() if k not in ("snapshots", "snapshot_names")}
+    with loggers(config) as opened:
+        pipeline.finetune_dictionaries(open_source(config), Path(given), folder, loggers=opened, **options, **common)
+
+
+def evaluate(config: DictConfig, folder: Path, compared: Any = None) -> None:
+    import pandas as pd
+
+    from rayscope import pipeline
+    from rayscope.report import print_summary
+
+    if not (folder / "evaluation.csv").is_file():
+        compared = compared or open_comparison(config, folder)
+        table = pipeline.evaluate_dictionaries(compared, folder, **config.evaluation)
+        log_evaluation(config, table)
+    print_summary(pd.read_csv(folder / "evaluation.csv"), stdout())
+
+
+def features(config: DictConfig, folder: Path, compared: Any = None) -> None:
+    if (folder / "token_features.csv").is_file():
+        return
+    from rayscope import pipeline
+
+    compared = compared or open_comparison(config, folder)
+    pipeline.measure_features(compared, folder, **config.features)
+    say(f"token features: {folder / 'token_features.csv'}")
+
+
+def study(config: DictConfig, folder: Path) -> None:
+    if (folder / "verdict.json").is_file():
+        return
+    from rayscope import studies
+    from rayscope.report import verdict_lines
+    from rayscope.sites import resolve
+
+    asked: Any = OmegaConf.to_container(config.study, resolve=True)
+    options = {"seeds": asked["seeds"], **asked["sizes"][config.size]}
+    source = open_source(config)
+    sites = tuple(resolve(config.sites.patterns, source.model))
+    setting = studies.Setting(source, sites, tuple(options.pop("seeds")), folder)
+    verdict = studies.conduct(
+        hydra.utils.instantiate(asked["run"], **options),
+        setting,
+        **{key: asked[key] for key in ("name", "question")},
+        predictions={name: studies.Prediction(**entry) for name, entry in asked["predictions"].items()},
+        size=config.size,
+    )
+    for line in verdict_lines(verdict):
+        stdout().print(line, markup=False, soft_wrap=True)
+
+
+def report(config: DictConfig, folder: Path) -> None:
+    from rayscope.report import build
+
+    stdout().print(f"report: {build(folder, config.studies)}", markup=False, soft_wrap=True)
+
+
+def sites(config: DictConfig, folder: Path | None) -> None:
+    from rayscope.sites import resolve
+
+    for site in resolve(config.sites.patterns, open_model(config)):
+        print(f"{site.hook}\t{site.width}")
+
+
+def benchmark(config: DictConfig, folder: Path) -> None:
+    from rayscope.benchmarks import running
+
+    options: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    try:
+        path = running.run(**options, show=lambda table: print(table, end="\n\n", flush=True))
+    except KeyboardInterrupt:
+        raise Wrong(f"interrupted; the parts that finished are in {config.out}") from None
+    say(f"benchmark: {path}")
+
+
+def demo(config: DictConfig, folder: Path) -> None:
+    train(config, folder)
+    unmeasured = [name for name in ("token_features.csv", "evaluation.csv") if not (folder / name).is_file()]
+    compared = open_comparison(config, folder) if unmeasured else None
+    features(config, folder, compared)
+    evaluate(config, folder, compared)
+    report(config, folder)
+
+
+COMMANDS: dict[str, tuple[Callable[[DictConfig, Any], None], list[str] | None]] = {
+    "demo": (demo, TRAINED),
+    "train": (train, TRAINED),
+    "evaluate": (evaluate, EVALUATED),
+    "features": (features, FEATURES),
+    "study": (study, STUDY),
+    "report": (report, None),
+    "sites": (sites, None),
+    "benchmark": (benchmark, None),
+}
+
+
+def open_model(config: DictConfig):
+    import torch
+
+    device = str(config.device)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.split(":")[0] not in ("cpu", "cuda"):
+        raise ValueError(f"device={device}: cpu, cuda, cuda:0, ... or auto")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device={device}: no CUDA device here; use device=cpu")
+    return hydra.utils.instantiate(config.model, device=device)
+
+
+def open_source(config: DictConfig):
+    from rayscope.source import Source
+    from rayscope.text import pack
+
+    model = open_model(config)
+    text = pack(hydra.utils.instantiate(config.text), model.tokenizer, model.context, config.cache)
+    return Source(model, text, config.seed, precision=config.precision, **config.stream)
+
+
+def open_comparison(config: DictConfig, folder: Path):
+    """The saved dictionaries, and the baselines at their bits."""
+    from rayscope.comparison import Baseline, compare
+    from rayscope.pipeline import load_dictionaries
+
+    source = open_source(config)
+    learned = load_dictionaries(Path(config.dictionaries.get("folder") or folder / "dictionaries"), source.model)
+    options = dict(config.baselines)
+    listed = {name: Baseline(**hydra.utils.instantiate(entry)) for name, entry in options.pop("list").items()}
+    return compare(source, learned, listed, **options)
+
+
+@contextmanager
+def loggers(config: DictConfig) -> Iterator[list]:
+    if not config.get("logger"):
+        yield []
+        return
+    try:
+        yield [hydra.utils.instantiate(config.logger)]
+    finally:
+        if wandb := sys.modules.get("wandb"):
+            wandb.finish()  # each job of a multirun is a run of its own
+
+
+def log_evaluation(config: DictConfig, table) -> None:
+    """eval/{metric}/{hook}/{dictionary} to the logger, position 0 left out, at the tokens trained on."""
+    from rayscope.training_log import log
+
+    rows = table[(table["position0"] == "excluded") & table["value"].notna()]
+    names = "eval/" + rows["metric"] + "/" + rows["site"] + "/" + rows["dictionary"]
+    tokens = rows["trained_tokens"].dropna().max() if rows["trained_tokens"].notna().any() else 0
+    with loggers(config) as opened:
+        log(opened, int(tokens), dict(zip(names, rows["value"], strict=True)), {})
+
+
+def stdout():
+    from rich.console import Console
+
+    return Console(highlight=False)
