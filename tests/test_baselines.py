@@ -12,8 +12,8 @@ from rayscope.baselines.factors import nmf, semi_nmf, semi_nmf_fit
 from rayscope.baselines.independent import ica
 from rayscope.baselines.kmeans import kmeans
 from rayscope.baselines.ksvd import ksvd, sweep
-from rayscope.comparison import Baseline, baselines_at_equal_bits
-from rayscope.dictionaries import Linear, load
+from rayscope.comparison import Baseline, baselines_at_equal_bits, headline_budget, plain_rays
+from rayscope.dictionaries import AbsTopK, BatchTopK, BottleneckTopK, Linear, TokenBiasTopK, TopK, load
 from rayscope.matching import greatest_cosines, mcc, mmcs
 from rayscope.meter import bits_per_token
 from rayscope.metrics import fvu
@@ -284,3 +284,13 @@ def test_a_method_of_few_codes_is_measured_once_at_its_own_bits():
     assert bits_per_token(found["two_k1"]) == pytest.approx(math.log2(12) + 8)
     with pytest.raises(ValueError, match="max_k=0"):
         Baseline(Fixed(codebook), max_k=0)
+
+
+def test_budgets_are_those_of_rays_with_nothing_beside_them():
+    """At one k a dense part costs bits of its own, and a lookup of tokens none: neither is what others are measured at."""
+    topk, dense = TopK(16, 64, 4), BottleneckTopK(16, 64, 4, rank=8)
+    told = TokenBiasTopK(16, 64, 4, vocabulary=5)
+    signed, adaptive = AbsTopK(16, 64, 4), BatchTopK(16, 64, 4)
+    assert plain_rays([dense, topk, told, signed, adaptive]) == [topk]
+    assert plain_rays([signed, dense]) == [signed, dense]  # nothing plainer
+    assert headline_budget([dense, topk], 4) == bits_per_token(topk) < bits_per_token(dense)
