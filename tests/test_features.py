@@ -11,6 +11,7 @@ import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 
+from rayscope.activations import Batch
 from rayscope.contexts import top_contexts
 from rayscope.detection import Ranked, at_threshold, choose, columns, scores_auroc, scores_thresholds
 from rayscope.dictionaries import TokenBiasTopK
@@ -58,7 +59,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def batches_of(current_N, previous_N, x_ND, size=500):
     parts = zip(current_N.split(size), previous_N.split(size), x_ND.split(size), strict=True)
-    return [SimpleNamespace(tokens_N=c, previous_N=p, activations={SITE.key: x}) for c, p, x in parts]
+    return [Batch(c, p, torch.zeros_like(c), torch.arange(len(c)), {SITE.key: x}) for c, p, x in parts]
 
 
 def tokens_of(*ids):
@@ -218,10 +219,10 @@ def test_a_token_too_rare_where_it_is_measured_keeps_its_rank_and_is_not_chosen(
 
 
 def test_classes_and_shuffled_labels():
-    labels = Labels(torch.tensor([4, 9, 2, 9]), torch.tensor([9, 4, 9, 2]))
+    labels = Labels(torch.tensor([4, 9, 2, 9]), torch.tensor([9, 4, 9, 2]), torch.arange(4))
     assert labels.classes("current", tokens_of(9, 4)).tolist() == [1, 0, 2, 0]
     assert labels.classes("previous", tokens_of(9, 4)).tolist() == [0, 1, 0, 2]
-    long = Labels(torch.arange(100), torch.arange(100))
+    long = Labels(*torch.arange(100).repeat(3, 1))
     assert torch.equal(long.shuffled(1).current_N, long.shuffled(1).current_N)
     assert not torch.equal(long.shuffled(1).current_N, long.shuffled(2).current_N)
     assert torch.equal(long.shuffled(1).current_N.sort().values, long.current_N)
@@ -232,6 +233,9 @@ def test_collect_joins_what_the_batches_give():
     labels, codes = collect(batches_of(current_N, previous_N, x_ND), {SITE.key: {"rays": Coordinates(8)}})
     assert torch.equal(labels.current_N, current_N)
     assert torch.equal(labels.previous_N, previous_N)
+    assert torch.equal(
+        labels.positions_N, torch.cat([batch.positions_N for batch in batches_of(current_N, previous_N, x_ND)])
+    )
     assert torch.equal(codes[SITE.key]["rays"].dense(), x_ND.relu())
     with pytest.raises(ValueError, match="no batch"):
         collect([], {})

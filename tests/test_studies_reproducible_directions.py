@@ -13,7 +13,7 @@ import torch
 
 from rayscope.activations import Batch
 from rayscope.cli import main
-from rayscope.dictionaries import Learned, TopK
+from rayscope.dictionaries import Codes, Learned, TopK
 from rayscope.metrics import bootstrap_weights
 from rayscope.planted import World
 from rayscope.source import Source
@@ -21,9 +21,10 @@ from rayscope.studies.halves import half_of_rows, halves
 from rayscope.studies.reproduced import (
     COUNTS,
     HeldOut,
+    Reading,
+    by_latent,
     correlation,
     explained_variance,
-    means_by,
     mutual_nearest,
     reproduced,
 )
@@ -80,7 +81,7 @@ def test_matches_are_mutual_so_that_none_serves_twice():
 
 def held_out(documents_N: torch.Tensor, draws: int = 20) -> HeldOut:
     batch = Batch(documents_N, documents_N, documents_N, documents_N, {})
-    return HeldOut(batch, batch, bootstrap_weights(len(documents_N.unique()), draws, 3))
+    return HeldOut(batch, bootstrap_weights(len(documents_N.unique()), draws, 3))
 
 
 def test_correlation_and_variance_from_sums_by_document_are_numpys_on_the_resample():
@@ -101,14 +102,15 @@ def test_correlation_and_variance_from_sums_by_document_are_numpys_on_the_resamp
 
 
 def test_what_a_token_explains_by_hand():
-    """Validation: token 5 has 1 and 3, token 9 has 0, so means 2 and 0; test: 3 and 1 at 5, 0 at 9, and token 7 never seen."""
-    seen_M, seen_MC = torch.tensor([5, 9, 5]), torch.tensor([[1.0], [0.0], [3.0]]).double()
+    """Training: token 5 has 1 and 3, token 9 has 0, token 2 has 4 and is not in test, so means 2 and 0, and 2 of all;
+    test: 3 and 1 at 5, 0 at 9, and token 7 never seen. A second latent fires once, at 9."""
+    seen_MC = torch.tensor([[1.0, 0], [0, 6], [3, 0], [4, 0]])
     here_N, a_NC = torch.tensor([5, 5, 9, 7]), torch.tensor([[3.0], [1.0], [0.0], [0.0]]).double()
-    predicted_NC = means_by(seen_M, seen_MC, here_N)
-    assert predicted_NC[:, 0].tolist() == pytest.approx([2.0, 2.0, 0.0, 4 / 3])
+    predicted_NC = Reading.of(here_N, torch.tensor([5, 9, 5, 2])).means(by_latent(Codes.of_dense(seen_MC)).tocoo())
+    assert predicted_NC.tolist() == [[2, 0], [2, 0], [0, 6], [2, 1.5]]
     held = replace(held_out(torch.zeros(4, dtype=torch.long)), weights_BG=torch.ones(1, 1).double())
-    # residuals 1, -1, 0, -4/3; about their mean of 1 the activations have 4 + 0 + 1 + 1
-    assert explained_variance(held, a_NC, predicted_NC).item() == pytest.approx(1 - (2 + 16 / 9) / 6)
+    # residuals 1, -1, 0, -2; about their mean of 1 the activations have 4 + 0 + 1 + 1
+    assert explained_variance(held, a_NC, predicted_NC[:, :1]).item() == pytest.approx(1 - (2 + 4) / 6)
 
 
 def planted_readings(seed: int) -> Batch:
@@ -122,7 +124,7 @@ def planted_readings(seed: int) -> Batch:
 
 
 def rays(rows_LD: torch.Tensor) -> TopK:
-    dictionary = TopK(8, len(rows_LD), len(rows_LD))
+    dictionary = TopK(rows_LD.shape[1], len(rows_LD), len(rows_LD))
     with torch.no_grad():
         dictionary.W_dec_LD.copy_(rows_LD)
         dictionary.W_enc_LD.copy_(rows_LD)
@@ -135,8 +137,9 @@ def test_counts_by_hand():
     close[7, 6] = 0.6  # cosine .857: enough at .7, not at .9
     same, moved = rays(one), rays(torch.nn.functional.normalize(close)[torch.randperm(8)])
     weights_BG = torch.cat([torch.ones(1, 40), torch.zeros(1, 40).index_fill_(1, torch.tensor([4]), 40)]).double()
-    held = HeldOut(planted_readings(0), planted_readings(1), weights_BG)
-    first, second = reproduced([[same, same], [same, moved]], "it", held, taus=(0.7, 0.9), explained=0.7)
+    held = HeldOut(planted_readings(1), weights_BG)
+    both = {"it": [[same, same], [same, moved]]}
+    first, second = reproduced(both, [planted_readings(0)], held, taus=(0.7, 0.9), explained=0.7)["it"]
     assert {name: first[0.7, name].tolist()[0] for name in COUNTS} == {
         "all": 8, "current_token": 1, "previous_token": 1, "beyond_tokens": 6, "beyond_tokens_and_position": 5,
     }  # fmt: skip
@@ -146,12 +149,32 @@ def test_counts_by_hand():
     assert [second[0.9, name][0].item() for name in COUNTS] == [7.5, 1, 1, 5.5, 4.5]
 
 
+def zipf_batch(tokens: int, seed: int, vocabulary: int) -> Batch:
+    """One latent, a dimension: with the tokens of rank above 1,000, 1 less a tenth of noise, as rare tokens' would be."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens_N = torch.multinomial(1 / torch.arange(1.0, vocabulary + 1), tokens, True, generator=generator)
+    x_ND = (tokens_N > 1000)[:, None] * (1 + 0.1 * torch.randn(tokens, 1, generator=generator))
+    nothing_N = torch.zeros(tokens, dtype=torch.long)
+    return Batch(tokens_N, nothing_N, torch.arange(tokens) // 100, nothing_N, {"it": x_ND})
+
+
+def test_a_latent_of_rare_tokens_is_the_tokens_once_enough_text_is_read():
+    same, test = rays(torch.eye(1)), zipf_batch(10_000, 0, 20_000)
+    held = HeldOut(test, torch.ones(1, 100).double())
+    beyond = {}
+    for batches in (1, 40):
+        seen = [zipf_batch(10_000, 1 + number, 20_000) for number in range(batches)]
+        found = reproduced({"it": [[same, same]] * 2}, seen, held, taus=(0.9,), explained=0.7)["it"]
+        beyond[batches] = found[0][0.9, "beyond_tokens"].item()
+    assert beyond == {1: 1, 40: 0}
+
+
 def test_what_cannot_be_compared_is_refused():
-    held = HeldOut(planted_readings(0), planted_readings(1), torch.ones(1, 40).double())
+    held = HeldOut(planted_readings(1), torch.ones(1, 40).double())
     one = rays(torch.eye(8))
     for sides, words in (([[one], [one]], "1 and 1"), ([[one, one], [one]], "2 and 1"), ([[one, one]], "2 dict")):
         with pytest.raises(ValueError, match=words):
-            reproduced(sides, "it", held, taus=(0.9,), explained=0.7)
+            reproduced({"it": sides}, [planted_readings(0)], held, taus=(0.9,), explained=0.7)
 
 
 def test_a_null_beside_nothing_real_is_no_number():
@@ -165,9 +188,10 @@ def test_a_null_beside_nothing_real_is_no_number():
 def test_planted_rays_are_found_again_and_a_gaussians_are_not(tmp_path):
     world = World(32, 24, 1.5, firing="uniform", seed=1)
     real = [world.stream(f"half {half}", 256 * 150, 256) for half in "AB"]
+    seen = world.stream("seen", 512 * 8, 512)
     known = sample_sites(world.stream("sample", 512 * 40, 512), 1)
     null = [Surrogate("gaussian", known, stream, seed=seed) for seed, stream in enumerate(real)]
-    validation, test = (Batch.join(world.stream(split, 512 * 8, 512)) for split in ("validation", "test"))
+    test = Batch.join(world.stream("test", 512 * 8, 512))
     weights_BG = torch.ones(1, len(test.documents_N.unique())).double()
     found = {}
     for name, streams, here in (("real", real, test), ("null", null, null[0].match(test))):
@@ -177,8 +201,8 @@ def test_planted_rays_are_found_again_and_a_gaussians_are_not(tmp_path):
             arms: dict[str, Learned] = {f"s{seed}": TopK(24, 64, 2, seed=seed, lr=1e-2) for seed in range(2)}
             train(stream, {world.site: arms}, tmp_path / f"{name}_{half}")
             sides.append([arm.eval() for arm in arms.values()])
-        held = HeldOut(validation, here, weights_BG)
-        by_seed = reproduced(sides, world.site.key, held, taus=(0.7, 0.9), explained=0.7)
+        both = {world.site.key: sides}
+        by_seed = reproduced(both, seen, HeldOut(here, weights_BG), taus=(0.7, 0.9), explained=0.7)[world.site.key]
         found[name] = torch.cat([torch.stack([c[tau, "beyond_tokens"] for tau in (0.7, 0.9)], 1) for c in by_seed])
     assert (found["real"] >= torch.tensor([30, 27])).all()  # of 32, after 150 steps
     assert found["real"].max() <= 32  # none is counted twice
@@ -187,7 +211,7 @@ def test_planted_rays_are_found_again_and_a_gaussians_are_not(tmp_path):
 
 def test_what_cannot_be_judged_is_refused_before_anything_is_trained(model, packed, tmp_path):
     setting = Setting(Source(model, packed), (), (0, 1), tmp_path)
-    sizes = {"widths": [8], "k": 2, "tokens": 640, "validation_tokens": 640, "test_tokens": 640}
+    sizes = {"widths": [8], "k": 2, "tokens": 640, "means_tokens": 640, "test_tokens": 640}
     for nulls, words in ((["gausian"], "nulls=gausian; some of gaussian"), ([], "nulls=none; some of gaussian")):
         with pytest.raises(ValueError, match=words):
             reproducible_directions(setting, **sizes, nulls=nulls)
@@ -201,7 +225,7 @@ def run(*arguments: str, out: Path) -> tuple[pd.DataFrame, dict]:
 
 
 def test_the_study(tiny_gpt2, text_file, tmp_path):
-    sizes = "widths:[32,64],k:4,lr:0.01,tokens:3200,validation_tokens:1024,test_tokens:1024"
+    sizes = "widths:[32,64],k:4,lr:0.01,tokens:3200,means_tokens:1024,test_tokens:1024"
     options = [
         "model=gpt2", f"model.name={tiny_gpt2}", "model.context=null", "text=files", f"text.files={text_file}",
         "stream.batch_size=64", "stream.round_tokens=512", "threads=1", "study.seeds=[0,1]", "study.run.taus=[.1,.2]",

@@ -49,6 +49,7 @@ class Tokens:
 class Labels:
     current_N: Tensor
     previous_N: Tensor
+    positions_N: Tensor
 
     def __len__(self) -> int:
         return len(self.current_N)
@@ -56,7 +57,7 @@ class Labels:
     def shuffled(self, seed: int) -> "Labels":
         """The same labels at permuted positions: every count stays, every relation to the activations goes."""
         order_N = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        return Labels(self.current_N[order_N], self.previous_N[order_N])
+        return Labels(self.current_N[order_N], self.previous_N[order_N], self.positions_N[order_N])
 
     def classes(self, predicate: str, tokens: Tokens) -> Tensor:
         """classes_N: each label's place in `tokens`, T for a token that is not among them."""
@@ -108,12 +109,12 @@ def collect(
     batches: Iterable["Batch"], dictionaries: Mapping[str, Mapping[str, Dictionary]]
 ) -> tuple[Labels, dict[str, dict[str, Codes]]]:
     """The labels and every dictionary's codes {site.key: {name: Codes}}, in one pass; only sparse codes are kept."""
-    labels: list[tuple[Tensor, Tensor]] = []
+    labels: list[tuple[Tensor, Tensor, Tensor]] = []
     parts: dict[str, dict[str, list[Codes]]] = {
         key: {name: [] for name in named} for key, named in dictionaries.items()
     }
     for batch in batches:
-        labels.append((batch.tokens_N.cpu(), batch.previous_N.cpu()))
+        labels.append((batch.tokens_N.cpu(), batch.previous_N.cpu(), batch.positions_N.cpu()))
         for key, named in dictionaries.items():
             for name, dictionary in named.items():
                 bound = dictionary.for_tokens(batch.tokens_N.to(dictionary.device))
@@ -121,10 +122,9 @@ def collect(
                 small = (codes.indices_M.int().cpu(), codes.values_M.float().cpu(), codes.offsets.cpu())
                 parts[key][name].append(Codes(*small, codes.latents))
     if not labels:
-        raise ValueError("token features were given no batch; is the split smaller than one batch?")
-    current, previous = zip(*labels, strict=True)
+        raise ValueError("no batch was given; is the split smaller than one batch?")
     joined = {key: {name: concatenate(found) for name, found in named.items()} for key, named in parts.items()}
-    return Labels(torch.cat(current), torch.cat(previous)), joined
+    return Labels(*(torch.cat(each) for each in zip(*labels, strict=True))), joined
 
 
 def concatenate(parts: Sequence[Codes]) -> Codes:

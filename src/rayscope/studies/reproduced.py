@@ -1,35 +1,36 @@
 """Reproduced: the latents of a dictionary that others, trained from other seeds and on other documents, have too.
 
-N vectors, D site width, L and M latents of two dictionaries, C latents looked at, G documents, B draws, U tokens seen.
-All dictionaries are of rays: directions are matched by their cosine, not by its size.
+N test vectors, M training vectors, D site width, L and K latents of two dictionaries, C latents looked at, G documents,
+B draws, U values seen in test (such as tokens). All dictionaries are of rays: directions are matched by their cosine, not by its size.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 
+import numpy as np
 import torch
+from scipy.sparse import coo_array, csc_array, csr_array
 from torch import Tensor
 from torch.nn import functional as F
 
 from rayscope.activations import Batch
-from rayscope.detection import columns
+from rayscope.console import track
 from rayscope.dictionaries import Codes, Dictionary
-from rayscope.features import collect
+from rayscope.features import Labels, collect
 from rayscope.reconstruction import pieces
 
 CHUNK = 2**22  # numbers of a dense matrix at one time
 COUNTS = ("all", "current_token", "previous_token", "beyond_tokens", "beyond_tokens_and_position")
 Counts = dict[tuple[float, str], Tensor]  # {(tau, one of COUNTS): [B]}
+Halves = Sequence[Sequence[Dictionary]]  # [h][s]: the dictionary of seed s trained on half h
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """validation: where means by token are taken; test: where activations are compared. weights_BG: of the test documents
-    in order of their number."""
+    """Test vectors, where activations are compared; weights_BG: of their documents in order of their number."""
 
-    validation: Batch
     test: Batch
     weights_BG: Tensor
 
@@ -47,74 +48,135 @@ class HeldOut:
         return self.by_document(torch.ones(len(self.test), 1, dtype=torch.float64))
 
 
+@dataclass(frozen=True)
+class Reading:
+    """Something known of each vector, such as its token: places_N, places_M are that of a vector's value among the U that
+    occur in test, U for any other."""
+
+    places_N: Tensor
+    places_M: Tensor
+
+    @classmethod
+    def of(cls, test_N: Tensor, seen_M: Tensor) -> "Reading":
+        values_U, places_N = test_N.unique(return_inverse=True)
+        places_M = torch.searchsorted(values_U, seen_M).clamp(max=len(values_U) - 1)
+        return cls(places_N, torch.where(values_U[places_M] == seen_M, places_M, len(values_U)))
+
+    @cached_property
+    def counts_U(self) -> Tensor:
+        """One more than U: the last is of all values that do not occur in test."""
+        return self.places_M.bincount(minlength=int(self.places_N.max()) + 2)
+
+    def means(self, seen_MC: coo_array) -> Tensor:
+        """[N, C]: the mean of a latent's activations over the training vectors of a test vector's value; over all, where
+        training had none."""
+        U, C = len(self.counts_U), seen_MC.shape[1]
+        cells = self.places_M.numpy()[seen_MC.row] * C + seen_MC.col
+        sums_UC = torch.from_numpy(np.bincount(cells, seen_MC.data, U * C)).view(U, C)
+        means_UC = sums_UC / self.counts_U.clamp_min(1)[:, None]
+        means_UC[self.counts_U == 0] = sums_UC.sum(0) / len(self.places_M)
+        return means_UC[self.places_N]
+
+
+@dataclass(frozen=True)
 class Coded:
-    """A dictionary with its codes of the held-out vectors of a site, which are made when they are asked for."""
+    """The directions of a dictionary, and its codes of test and of training vectors."""
 
-    def __init__(self, dictionary: Dictionary, key: str, held_out: HeldOut):
-        self.dictionary, self.key, self.held_out = dictionary, key, held_out
+    directions_LD: Tensor
+    test_NL: csc_array
+    seen_ML: csc_array
 
-    @cached_property
-    def test(self) -> Codes:
-        return self._codes(self.held_out.test)
+    def test(self, latents_C: Tensor) -> Tensor:
+        """[N, C], dense, float64."""
+        return torch.from_numpy(self.test_NL[:, latents_C.numpy()].toarray()).double()
 
-    @cached_property
-    def validation(self) -> Codes:
-        return self._codes(self.held_out.validation)
 
-    def _codes(self, batch: Batch) -> Codes:
-        return collect(pieces(batch), {self.key: {"it": self.dictionary}})[1][self.key]["it"]
+def by_latent(codes: Codes) -> csc_array:
+    shape = (len(codes), codes.latents)
+    return csr_array((codes.values_M.numpy(), codes.indices_M.numpy(), codes.offsets.numpy()), shape).tocsc()
 
 
 def reproduced(
-    halves: Sequence[Sequence[Dictionary]], key: str, held_out: HeldOut, *, taus: Sequence[float], explained: float
-) -> list[Counts]:
-    """For each seed s, how many latents of its dictionary, mean over the two halves that it was trained on, are matched
-    both in the same half by the next seed and in the other half by the seed before (the same, where there are two).
+    dictionaries: Mapping[str, Halves],
+    seen: Collection[Batch],
+    held_out: HeldOut,
+    *,
+    taus: Sequence[float],
+    explained: float,
+) -> dict[str, list[Counts]]:
+    """For each site.key and seed s, how many latents of its dictionary, mean over the two halves that it was trained on, are
+    matched both in the same half by the next seed and in the other half by the seed before (the same, where there are two).
 
-    halves[h][s]: the dictionary of seed s trained on half h. No match is between two dictionaries of one seed, which
-    begin at the same directions. Two latents match where each is the other's nearest by cosine, so that none serves
-    twice, and are counted at tau where cosine and correlation of activations over test vectors, in both matches, are
-    at least tau. Of `all`, those whose activation is explained by its mean given the current, the previous token for
-    more than `explained` of its variance (see `explained_variance`; one may be in both), and those by neither, without
-    and with a third such reading, the position.
+    No match is between two dictionaries of one seed, which begin at the same directions. Two latents match where each is
+    the other's nearest by cosine, so that none serves twice, and are counted at tau where cosine and correlation of
+    activations over test vectors, in both matches, are at least tau. Of `all`, those whose activation is explained by its
+    mean given the current, the previous token for more than `explained` of its variance (see `explained_variance`; one may
+    be in both), and those by neither, without and with a third such reading, the position.
+    seen: batches of training text that means are taken on, read once; its codes are kept, 8 bytes for each. The rarer a
+    token there, the noisier its mean, so that with little of it directions of rare tokens count as beyond tokens.
     """
-    seeds = len(halves[0])
-    if len(halves) != 2 or seeds < 2 or len(halves[1]) != seeds:
-        raise ValueError(
-            f"{' and '.join(str(len(half)) for half in halves)} dictionaries; two halves need the same seeds, at least two"
-        )
-    coded = [[Coded(dictionary, key, held_out) for dictionary in half] for half in halves]
-    found = []
-    for seed in range(seeds):
-        both = [
-            counts(
-                coded[half][seed],
-                (coded[half][(seed + 1) % seeds], coded[1 - half][(seed - 1) % seeds]),
-                taus,
-                explained,
-            )
-            for half in (0, 1)
-        ]
-        found.append({name: (both[0][name] + both[1][name]) / 2 for name in both[0]})
+    for halves in dictionaries.values():
+        check_seeds(halves)
+    named = {
+        key: {f"{half}{seed}": one for half in (0, 1) for seed, one in enumerate(halves[half])}
+        for key, halves in dictionaries.items()
+    }
+    known, seen_codes = collect(track(seen, "means by token", unit="batches"), named)
+    here, test_codes = collect(pieces(held_out.test), named)
+    readings = [Reading.of(test_N, seen_M) for test_N, seen_M in zip(fields(here), fields(known), strict=True)]
+    found: dict[str, list[Counts]] = {}
+    for key, halves in dictionaries.items():
+        coded = {
+            name: Coded(one.directions, by_latent(test_codes[key].pop(name)), by_latent(seen_codes[key].pop(name)))
+            for name, one in named[key].items()
+        }
+        seeds, found[key] = len(halves[0]), []
+        for seed in range(seeds):
+            both = [
+                counts(
+                    coded[f"{half}{seed}"],
+                    (coded[f"{half}{(seed + 1) % seeds}"], coded[f"{1 - half}{(seed - 1) % seeds}"]),
+                    readings,
+                    held_out,
+                    taus,
+                    explained,
+                )
+                for half in (0, 1)
+            ]
+            found[key].append({name: (both[0][name] + both[1][name]) / 2 for name in both[0]})
     return found
 
 
-def counts(base: Coded, others: tuple[Coded, Coded], taus: Sequence[float], explained: float) -> Counts:
-    held_out = base.held_out
-    matches = [mutual_nearest(base.dictionary.directions, other.dictionary.directions) for other in others]
+def check_seeds(halves: Halves) -> None:
+    if len(halves) != 2 or len(halves[0]) < 2 or len(halves[1]) != len(halves[0]):
+        sizes = " and ".join(str(len(half)) for half in halves)
+        raise ValueError(f"{sizes} dictionaries; two halves need the same seeds, at least two")
+
+
+def fields(labels: Labels) -> tuple[Tensor, Tensor, Tensor]:
+    return labels.current_N, labels.previous_N, labels.positions_N
+
+
+def counts(
+    base: Coded,
+    others: tuple[Coded, Coded],
+    readings: Sequence[Reading],
+    held_out: HeldOut,
+    taus: Sequence[float],
+    explained: float,
+) -> Counts:
+    matches = [mutual_nearest(base.directions_LD, other.directions_LD) for other in others]
     cosine_L = torch.minimum(matches[0][1], matches[1][1])
     total: Counts = {name: held_out.weights_BG.new_zeros(len(held_out.weights_BG)) for name in product(taus, COUNTS)}
     for chosen_C in candidates(cosine_L >= min(taus), len(held_out.test)):
-        a_NC = columns(base.test, chosen_C).double()
+        a_NC, seen_MC = base.test(chosen_C), base.seen_ML[:, chosen_C.numpy()].tocoo()
         alike_BC = torch.minimum(*(
-            correlation(held_out, a_NC, columns(other.test, partner_L[chosen_C]).double())
+            correlation(held_out, a_NC, other.test(partner_L[chosen_C]))
             for other, (partner_L, _) in zip(others, matches, strict=True)
         ))  # fmt: skip
         alike_BC = alike_BC.minimum(cosine_L[chosen_C])
-        seen_MC = columns(base.validation, chosen_C).double()
         current_BC, previous_BC, position_BC = (
-            explained_variance(held_out, a_NC, means_by(seen, seen_MC, here)) > explained
-            for seen, here in zip(readings(held_out.validation), readings(held_out.test), strict=True)
+            explained_variance(held_out, a_NC, reading.means(seen_MC)) > explained for reading in readings
         )
         kinds = {
             "all": torch.ones_like(current_BC),
@@ -128,27 +190,23 @@ def counts(base: Coded, others: tuple[Coded, Coded], taus: Sequence[float], expl
     return total
 
 
-def readings(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    return batch.tokens_N, batch.previous_N, batch.positions_N
-
-
 def candidates(kept_L: Tensor, vectors: int) -> Iterator[Tensor]:
     """Their numbers, so many at a time that a dense column each is at most CHUNK numbers."""
     chosen = kept_L.nonzero()[:, 0]
     return iter(chosen.split(max(1, CHUNK // vectors))) if len(chosen) else iter(())
 
 
-def mutual_nearest(A_LD: Tensor, B_MD: Tensor) -> tuple[Tensor, Tensor]:
+def mutual_nearest(A_LD: Tensor, B_KD: Tensor) -> tuple[Tensor, Tensor]:
     """(partner_L, cosine_L): the row of B nearest to each row of A where that row's nearest is this one; else -1, -1."""
-    A_LD, B_MD = (F.normalize(W.detach().float(), eps=1e-30) for W in (A_LD, B_MD))
-    nearest_L, cosine_L = nearest(A_LD, B_MD)
-    back_M, _ = nearest(B_MD, A_LD)
-    mutual_L = back_M[nearest_L] == torch.arange(len(A_LD))
+    A_LD, B_KD = (F.normalize(W.detach().float(), eps=1e-30) for W in (A_LD, B_KD))
+    nearest_L, cosine_L = nearest(A_LD, B_KD)
+    back_K, _ = nearest(B_KD, A_LD)
+    mutual_L = back_K[nearest_L] == torch.arange(len(A_LD))
     return torch.where(mutual_L, nearest_L, -1), torch.where(mutual_L, cosine_L, -1.0)
 
 
-def nearest(A_LD: Tensor, B_MD: Tensor) -> tuple[Tensor, Tensor]:
-    parts = [(A_CD @ B_MD.T).max(1) for A_CD in A_LD.split(max(1, CHUNK // len(B_MD)))]
+def nearest(A_LD: Tensor, B_KD: Tensor) -> tuple[Tensor, Tensor]:
+    parts = [(A_CD @ B_KD.T).max(1) for A_CD in A_LD.split(max(1, CHUNK // len(B_KD)))]
     return torch.cat([part.indices for part in parts]).cpu(), torch.cat([part.values for part in parts]).cpu()
 
 
@@ -159,16 +217,6 @@ def correlation(held_out: HeldOut, a_NC: Tensor, b_NC: Tensor) -> Tensor:
     covariance_BC = sum_of(a_NC * b_NC) / n_B1 - a_BC * b_BC
     variances_BC = (sum_of(a_NC.square()) / n_B1 - a_BC.square()) * (sum_of(b_NC.square()) / n_B1 - b_BC.square())
     return torch.where(variances_BC > 0, covariance_BC / variances_BC.clamp_min(1e-300).sqrt(), 0.0)
-
-
-def means_by(seen_M: Tensor, seen_MC: Tensor, here_N: Tensor) -> Tensor:
-    """[N, C]: the mean of a latent's activations where it was seen at the token that is here; of all, at tokens not seen."""
-    tokens_U, place_M = seen_M.unique(return_inverse=True)
-    sums_UC = seen_MC.new_zeros(len(tokens_U) + 1, seen_MC.shape[1]).index_add_(0, place_M, seen_MC)
-    means_UC = sums_UC / F.pad(place_M.bincount(), (0, 1), value=1)[:, None]
-    means_UC[-1] = seen_MC.mean(0)
-    place_N = torch.searchsorted(tokens_U, here_N).clamp(max=len(tokens_U) - 1)
-    return means_UC[torch.where(tokens_U[place_N] == here_N, place_N, len(tokens_U))]
 
 
 def explained_variance(held_out: HeldOut, a_NC: Tensor, predicted_NC: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter
 from torch import Tensor
 
 from rayscope import metrics
-from rayscope.activations import ActivationStream, Batch, Stream
+from rayscope.activations import Batch, Stream
 from rayscope.dictionaries import TopK
 from rayscope.drawing import COLOURS, LINES, label, log_axis, panels, short
 from rayscope.sites import Site
@@ -31,12 +31,12 @@ FOUND = dict[tuple[str, str, int], list[Counts]]  # {(site, stream, latents): by
 
 @dataclass(frozen=True)
 class Streams:
-    """What dictionaries of one name train on, half by half, and the vectors on which they are compared. source: of them all,
-    for a surrogate of what it is like."""
+    """What dictionaries of one name train on, half by half, the training text of both where a latent's mean by token is
+    taken, and the vectors on which they are compared. source: of them all, for a surrogate of what it is like."""
 
     source: Source
     halves: tuple[Stream, Stream]
-    validation: Batch
+    seen: Stream
     test: Batch
 
 
@@ -46,7 +46,7 @@ def reproducible_directions(
     widths: Sequence[int],
     k: int,
     tokens: int,
-    validation_tokens: int,
+    means_tokens: int,
     test_tokens: int,
     batch_size: int | None = None,
     lr: float | None = None,
@@ -60,7 +60,8 @@ def reproducible_directions(
     Observes, at the greatest tau and width and at the first residual site (the first, where there is none): `beyond`, the
     number beyond tokens over the site's width; `nulls`, the greatest of the nulls' numbers over it; `naive_nulls`, that of
     all, tokens or not. Nulls are judged seed by seed on the same documents, and beside none that is real are no number.
-    tokens: of each half. batch_size: the stream's, unless given.
+    tokens: of each half. means_tokens: of training text, on which means by token are taken: as many as memory lets (see
+    `reproduced`). batch_size: the stream's, unless given.
     Raises ValueError for unknown nulls and for fewer than two seeds.
     """
     if not nulls or not set(nulls) <= {*KINDS, RANDOM}:
@@ -69,7 +70,7 @@ def reproducible_directions(
         raise ValueError(f"seeds={list(setting.seeds)}: a direction is found again by another seed; give at least two")
     source = replace(setting.source, batch_size=batch_size or setting.source.batch_size)
     widest, found, sizes = max(widths), {}, {}
-    for name, streams in every_stream(source, setting.sites, nulls, (tokens, validation_tokens, test_tokens)):
+    for name, streams in every_stream(source, setting.sites, nulls, (tokens, means_tokens, test_tokens)):
         here = widths if name == REAL else [widest]
         arms = {
             f"latents{latents}_seed{seed}": partial(TopK, latents=latents, k=k, seed=seed, lr=lr)
@@ -83,18 +84,21 @@ def reproducible_directions(
         documents = len(streams.test.documents_N.unique())
         weights_BG = metrics.bootstrap_weights(documents, DRAWS, setting.source.seed)
         weights_BG = torch.cat([torch.ones(1, documents, dtype=torch.float64), weights_BG])
-        held_out = HeldOut(streams.validation, streams.test, weights_BG)
+        held_out = HeldOut(streams.test, weights_BG)
         sizes[name] = {
             "tokens": len(streams.halves[0]) * source.batch_size,
             "batch_size": source.batch_size,
-            "validation_tokens": len(streams.validation),
+            "means_tokens": len(streams.seen) * source.batch_size,
             "test_tokens": len(streams.test),
             "documents": documents,
         }
-        for site in setting.sites:
-            for latents in here:
-                both = [[half[site][f"latents{latents}_seed{seed}"] for seed in setting.seeds] for half in trained]
-                found[site.hook, name, latents] = reproduced(both, site.key, held_out, taus=taus, explained=explained)
+        for latents in here:
+            halved = {
+                site.key: [[half[site][f"latents{latents}_seed{seed}"] for seed in setting.seeds] for half in trained]
+                for site in setting.sites
+            }
+            again = reproduced(halved, streams.seen, held_out, taus=taus, explained=explained)
+            found |= {(site.hook, name, latents): again[site.key] for site in setting.sites}
     table = pd.DataFrame(rows(found, setting, k, sizes))
     return Findings(table, observed(found, setting, widest, max(taus)), figure(table, setting.sites, widest))
 
@@ -102,28 +106,27 @@ def reproducible_directions(
 def every_stream(
     source: Source, sites: Sequence[Site], nulls: Sequence[str], tokens: tuple[int, int, int]
 ) -> Iterator[tuple[str, Streams]]:
-    """By name, one at a time; tokens: of a half, of validation, of test."""
+    """By name, one at a time; tokens: of a half, of the text that means are taken on, of test."""
 
     def cut(source: Source) -> tuple[Stream, Stream]:
         first, second = (half.stream("train", sites, tokens[0]) for half in halves(source, tokens[0]))
         return first, second
 
-    def held_out(source: Source) -> tuple[ActivationStream, Batch]:
-        validation = source.stream("validation", sites, tokens[1], "fp32")
-        return validation, Batch.join(source.stream("test", sites, tokens[2], "fp32"))
+    def streams(source: Source) -> Streams:
+        seen = source.stream("train", sites, tokens[1], "fp32")
+        return Streams(source, cut(source), seen, Batch.join(source.stream("test", sites, tokens[2], "fp32")))
 
-    validation, test = held_out(source)
-    yield REAL, Streams(source, cut(source), Batch.join(validation), test)
+    real = streams(source)
+    yield REAL, real
     kinds = [name for name in nulls if name != RANDOM]
     known = sample_sites(source.stream("train", sites, tokens[0]), source.model.vocabulary) if kinds else {}
     for kind in kinds:
-        first, second = (Surrogate(kind, known, half, seed=seed) for seed, half in enumerate(cut(source)))
-        seen = Batch.join(Surrogate(kind, known, validation, seed=2))
-        yield kind, Streams(source, (first, second), seen, first.match(test))
+        first, second, seen = (
+            Surrogate(kind, known, like, seed=seed) for seed, like in enumerate((*real.halves, real.seen))
+        )
+        yield kind, Streams(source, (first, second), seen, first.match(real.test))
     if RANDOM in nulls:
-        source = replace(source, model=source.model.randomised(source.seed))
-        validation, test = held_out(source)
-        yield RANDOM, Streams(source, cut(source), Batch.join(validation), test)
+        yield RANDOM, streams(replace(source, model=source.model.randomised(source.seed)))
 
 
 def rows(found: FOUND, setting: Setting, k: int, sizes: dict[str, dict]) -> Iterator[dict]:
