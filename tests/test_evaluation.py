@@ -19,7 +19,7 @@ from rayscope.pipeline import write_table
 from rayscope.quantisation import Calibration
 from rayscope.sites import Site, resolve
 from rayscope.source import Source
-from rayscope.splicing import Clean, keep_first
+from rayscope.splicing import Clean
 from rayscope.text import PackedText
 
 COLUMNS = [  # as interfaces.md has them
@@ -94,8 +94,24 @@ def value(tables):
     return lambda site, name, metric, position0="excluded": table.loc[site.hook, name, metric, position0]["value"]
 
 
-def flat(x_RCD: Tensor, position0: str) -> Tensor:
-    return (x_RCD if position0 == "included" else x_RCD[:, 1:]).flatten(0, 1)
+def read(x_RCD: Tensor, tokens_RC: Tensor, position0: str) -> Tensor:
+    """The vectors that count: none of the separator, id 0, but at position 0, which is in where it is included."""
+    read_RC = tokens_RC != 0
+    read_RC[:, 0] = position0 == "included"
+    return x_RCD[read_RC]
+
+
+def splice(x_RCD: Tensor, x_hat_RCD: Tensor, tokens_RC: Tensor, position0: str) -> Tensor:
+    kept_RC = tokens_RC == 0
+    kept_RC[:, 0] = position0 == "excluded"
+    return torch.where(kept_RC[..., None], x_RCD, x_hat_RCD)
+
+
+def test_the_text_here_has_separators_where_they_could_be_read(world, model):
+    *_, tokens_RC, _ = world
+    assert model.special_ids == (0,)
+    assert (tokens_RC[:SPLICED, 1:] == 0).any()
+    assert (tokens_RC[SPLICED:, 1:] == 0).any()
 
 
 def test_the_table_has_its_columns_and_every_metric_of_every_codec(tables):
@@ -115,9 +131,9 @@ def test_the_table_has_its_columns_and_every_metric_of_every_codec(tables):
 @pytest.mark.parametrize("position0", ["excluded", "included"])
 @pytest.mark.parametrize("name", ["topk", "batchtopk", "prefix"])
 def test_reconstruction_is_that_of_the_gathered_activations(world, value, name: str, position0: str):
-    sites, dictionaries, _, _, activations = world
+    sites, dictionaries, _, tokens_RC, activations = world
     for site in sites:
-        x_ND, dictionary = flat(activations[site.key], position0), dictionaries[site][name]
+        x_ND, dictionary = read(activations[site.key], tokens_RC, position0), dictionaries[site][name]
         with torch.no_grad():
             x_hat_ND, z_NL = dictionary(x_ND), dictionary.encode(x_ND)
         active_NL = (z_NL != 0).double()
@@ -132,7 +148,7 @@ def test_reconstruction_is_that_of_the_gathered_activations(world, value, name: 
 
 def test_a_dictionary_that_knows_the_token_is_told_each_position_s(world, model: LanguageModel, packed: PackedText):
     (site, _), _, means, tokens_RC, activations = world
-    x_ND, tokens_N = activations[site.key].flatten(0, 1), tokens_RC.flatten()
+    x_ND, tokens_N = (read(x, tokens_RC, "included") for x in (activations[site.key], tokens_RC))
     dictionary = TokenBiasTopK(site.width, 48, 2, vocabulary=model.vocabulary)
     dictionary.for_tokens(tokens_N).prepare(x_ND, dead_window=100)
     sizes = {"tokens": ROWS * 32, "splice_tokens": SPLICED * 32, "quantise": False}
@@ -151,8 +167,7 @@ def test_losses_are_those_of_the_first_spliced_rows(world, value, model: Languag
         x_RCD = activations[site.key][:SPLICED]
 
         def spliced(x_hat_RCD: Tensor, site=site, x_RCD=x_RCD) -> tuple[float, float]:
-            x_hat_RCD = x_hat_RCD if position0 == "included" else keep_first(x_RCD, x_hat_RCD)
-            loss_RC, kl_RC = clean.spliced(site, x_hat_RCD)
+            loss_RC, kl_RC = clean.spliced(site, splice(x_RCD, x_hat_RCD, tokens_RC[:SPLICED], position0))
             return loss_RC.double().mean().item(), kl_RC.double().mean().item()
 
         with torch.no_grad():
@@ -169,7 +184,7 @@ def test_losses_are_those_of_the_first_spliced_rows(world, value, model: Languag
 
 
 def test_the_codecs_bound_the_table(world, value):
-    sites, _, means, _, activations = world
+    sites, _, means, tokens_RC, activations = world
     for site in sites:
         for position0 in ("excluded", "included"):
             for metric, exact in (("fvu", 0), ("dce", 0), ("kl", 0), ("l2_ratio", 1)):
@@ -180,7 +195,7 @@ def test_the_codecs_bound_the_table(world, value):
             for codec in ("identity", "mean", "position0"):
                 for metric in ("bits", "bits_entropy", "l0", "density", "dead"):
                     assert math.isnan(value(site, codec, metric, position0))
-            x_ND = flat(activations[site.key], position0)
+            x_ND = read(activations[site.key], tokens_RC, position0)
             expected = metrics.fvu(x_ND, means[site.key].rest_D.expand_as(x_ND))
             assert value(site, "mean", "fvu", position0) == pytest.approx(expected, rel=1e-5)
         for metric in ("fvu", "dce", "kl"):  # where position 0 is left out, to know it is worth nothing
@@ -189,13 +204,13 @@ def test_the_codecs_bound_the_table(world, value):
 
 
 def test_bits_are_of_k_and_where_k_varies_of_each_tokens_own(world, value, tables):
-    sites, dictionaries, _, _, activations = world
+    sites, dictionaries, _, tokens_RC, activations = world
     for site in sites:
         assert value(site, "topk", "bits") == pytest.approx(metrics.bits(48, 4, signed=False))
         assert value(site, "prefix", "bits") == pytest.approx(27)  # nine each, and the support is known
         for position0 in ("excluded", "included"):
             with torch.no_grad():
-                z_NL = dictionaries[site]["batchtopk"].encode(flat(activations[site.key], position0))
+                z_NL = dictionaries[site]["batchtopk"].encode(read(activations[site.key], tokens_RC, position0))
             l0_N = (z_NL != 0).sum(1)
             assert l0_N.unique().numel() > 2
             expected = np.mean([metrics.bits(64, int(k), signed=False) for k in l0_N])
@@ -217,14 +232,15 @@ def test_quantised_rows_decode_values_on_the_levels_of_validation(world, coded, 
         for name, dictionary in dictionaries[site].items():
             seen = Calibration(dictionary.latents)
             for part_RC, found in Source(model, packed).windows("validation", sites, SEEN * 32):
-                codes = dictionary.encode_sparse(found[site.key].flatten(0, 1))
-                seen.update(codes, (torch.arange(32) == 0).repeat(len(part_RC)))
-            x_ND = activations[site.key].flatten(0, 1)
-            x_hat_ND = dictionary.decode_sparse(seen.grid().quantise(dictionary.encode_sparse(x_ND), first_N))
+                codes = dictionary.encode_sparse(read(found[site.key], part_RC, "included"))
+                seen.update(codes, read((torch.arange(32) == 0).repeat(len(part_RC), 1), part_RC, "included"))
+            x_RCD = activations[site.key]
+            codes = seen.grid().quantise(dictionary.encode_sparse(x_RCD.flatten(0, 1)), first_N)
+            x_hat_RCD = dictionary.decode_sparse(codes).view_as(x_RCD)
             clean = Clean.run(model, tokens_RC[:SPLICED], sites)
-            spliced = keep_first(activations[site.key], x_hat_ND.view_as(activations[site.key]))[:SPLICED]
-            for position0, chosen_N in (("excluded", ~first_N), ("included", first_N | ~first_N)):
-                expected = metrics.fvu(x_ND[chosen_N], x_hat_ND[chosen_N])
+            spliced = splice(x_RCD, x_hat_RCD, tokens_RC, "excluded")[:SPLICED]
+            for position0 in ("excluded", "included"):
+                expected = metrics.fvu(*(read(x, tokens_RC, position0) for x in (x_RCD, x_hat_RCD)))
                 row = site.hook, name, "fvu", position0
                 assert table.loc[row, "value"] == pytest.approx(expected, rel=1e-4)
                 assert 0 < abs(table.loc[row, "value"] / raw.loc[row, "value"] - 1) < 0.1
@@ -236,14 +252,14 @@ def test_quantised_rows_decode_values_on_the_levels_of_validation(world, coded, 
 
 def test_bits_entropy_is_that_of_validation_frequencies(world, tables, value, model, packed):
     """From dense codes: sum over all latents of -log2 of the probability of what each did, on every test vector."""
-    sites, dictionaries, _, _, activations = world
-    ((_, seen),) = Source(model, packed).windows("validation", sites, SEEN * 32)
+    sites, dictionaries, _, tokens_RC, activations = world
+    ((seen_RC, seen),) = Source(model, packed).windows("validation", sites, SEEN * 32)
     for site in sites:
         for name, each in (("topk", 8), ("batchtopk", 8), ("prefix", 9)):
             for position0 in ("excluded", "included"):
-                on_NL = dictionaries[site][name].encode(flat(seen[site.key], position0)) != 0
+                on_NL = dictionaries[site][name].encode(read(seen[site.key], seen_RC, position0)) != 0
                 p_L = (on_NL.sum(0) + 0.5).double() / (len(on_NL) + 1)
-                on_NL = dictionaries[site][name].encode(flat(activations[site.key], position0)) != 0
+                on_NL = dictionaries[site][name].encode(read(activations[site.key], tokens_RC, position0)) != 0
                 index = -torch.where(on_NL, p_L, 1 - p_L).log2().sum(1).mean() if name != "prefix" else 0
                 expected = float(index + each * on_NL.double().sum(1).mean())
                 assert value(site, name, "bits_entropy", position0) == pytest.approx(expected, rel=1e-9)
@@ -266,14 +282,14 @@ def test_intervals_hold_their_value_and_are_absent_where_they_mean_nothing(table
 def test_provenance_is_in_the_table_in_full_digits(tables, tmp_path):
     table, _ = tables
     write_table(table, tmp_path / "evaluation.csv")
-    read = pd.read_csv(tmp_path / "evaluation.csv", dtype=str, keep_default_na=False)
-    about = read.drop_duplicates("dictionary").set_index("dictionary")[
+    there = pd.read_csv(tmp_path / "evaluation.csv", dtype=str, keep_default_na=False)
+    about = there.drop_duplicates("dictionary").set_index("dictionary")[
         ["kind", "k", "latents", "trained_tokens", "seed"]
     ]
     assert about.loc["topk"].tolist() == ["topk", "4", "48", "123456789", "5"]
     assert about.loc["prefix"].tolist() == ["linear", "3", "20", "", ""]
     assert about.loc["identity"].tolist() == ["codec", "", "", "", ""]
-    bits = read[(read["metric"] == "bits") & (read["kind"] == "codec")]
+    bits = there[(there["metric"] == "bits") & (there["kind"] == "codec")]
     assert set(bits["value"]) == set(bits["low"]) == {""}
 
 

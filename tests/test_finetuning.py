@@ -33,6 +33,8 @@ def test_gradients_are_those_of_a_dense_reference(model, packed, kind):
     double.network.double()
     (site,) = resolve(HOOK, double)
     tokens_RC = torch.from_numpy(packed.train.tokens[:3].astype("int64"))
+    tokens_RC[1, 9] = 0  # a separator, which keeps its activation as position 0 does
+    kept_RC = (tokens_RC == 0) | (torch.arange(32) == 0)
     clean = Clean.run(double, tokens_RC, [site])
     x_RCD = clean.activations[site.key]
     dictionary = kind(site.width, 40, 3).double()
@@ -44,13 +46,14 @@ def test_gradients_are_those_of_a_dense_reference(model, packed, kind):
         p.detach().clone().requires_grad_()
         for p in (dictionary.W_enc_LD, dictionary.b_enc_L, dictionary.W_dec_LD, dictionary.b_dec_D)
     ]
-    s_ND = x_RCD[:, 1:].flatten(0, 1) * dictionary.scale
+    s_ND = x_RCD[~kept_RC] * dictionary.scale
     pre_NL = (s_ND - b_dec) @ W_enc.T + b_enc
     chosen = (pre_NL.abs() if dictionary.signed else pre_NL).topk(3).indices
     z_NL = (pre_NL if dictionary.signed else pre_NL.relu()) * torch.zeros_like(pre_NL).scatter(1, chosen, 1)
     hat_ND = z_NL @ W_dec + b_dec
     fvu = (s_ND - hat_ND).square().sum() / (s_ND - s_ND.mean(0)).square().sum()
-    x_hat = torch.cat([x_RCD[:, :1], (hat_ND / dictionary.scale).unflatten(0, (3, -1))], 1)
+    x_hat = torch.zeros_like(x_RCD).masked_scatter(~kept_RC[..., None], hat_ND / dictionary.scale)
+    x_hat = torch.where(kept_RC[..., None], x_RCD, x_hat)
     block = double.network.transformer.h[2]
     logits = double.unembed(block(x_hat)[0] if isinstance(block(x_hat), tuple) else block(x_hat))[:, :-1]
     p = clean.logp_RCV.exp()

@@ -6,6 +6,7 @@ import torch
 
 from rayscope import metrics
 from rayscope.metrics import (
+    Spread,
     Sums,
     bits,
     bits_entropy,
@@ -49,8 +50,10 @@ def test_fvu_ignores_scale_and_offset_and_how_vectors_are_cut_into_batches():
     assert fvu(x_ND + 5, x_hat_ND + 5) == pytest.approx(value, rel=1e-12)
     documents_N = torch.arange(200) % 3
     for size in (1, 33, 200):
-        sums = Sums(7, 3)
+        spread = Spread(7, 3)
+        sums = Sums(spread)
         for part in torch.arange(200).split(size):
+            spread.update(x_ND[part], documents_N[part])
             sums.update(x_ND[part], x_hat_ND[part], documents_N[part])
         assert sums.fvu(torch.ones(1, 3, dtype=torch.float64)).item() == pytest.approx(value, rel=1e-10)
 
@@ -68,7 +71,9 @@ def test_document_weights_repeat_documents():
     """Weights (2, 0, 1): document 0 twice and document 1 absent; fvu's mean stays that of the whole sample."""
     x_ND, x_hat_ND = some()
     documents_N = torch.arange(200) % 3
-    sums = Sums(7, 3)
+    spread = Spread(7, 3)
+    spread.update(x_ND, documents_N)
+    sums = Sums(spread)
     sums.update(x_ND, x_hat_ND, documents_N)
     drawn = torch.cat([(documents_N == d).nonzero()[:, 0] for d in (0, 0, 2)])
     weights_BG = torch.tensor([[2.0, 0, 1], [1, 1, 1]], dtype=torch.float64)

@@ -42,14 +42,14 @@ def baselines_at_equal_bits(
     The budgets are those of rays of a fixed k (of any dictionary, where there are none): the few bits by which a baseline
     is above are its advantage.
     """
-    every = {d.k: bits_per_token(d) for d in plain_rays(learned.values())}
-    chosen = {"all": every, "headline": {k: b for k, b in every.items() if k == headline_k} or every}
+    every = sorted({(d.k, bits_per_token(d)) for d in plain_rays(learned.values())})
+    chosen = {"all": every, "headline": [(k, bits) for k, bits in every if k == headline_k] or every}
     found: dict[str, Dictionary] = {}
     for name, baseline in baselines.items():
         dictionary = baseline.fit(fit)
         if dictionary is None:
             continue
-        for bits in chosen[baseline.budgets].values():
+        for _, bits in chosen[baseline.budgets]:
             about = (dictionary.signed, dictionary.fixed_support, dictionary.dense)
             k = metrics.k_of_bits(bits, dictionary.latents, *about)
             k = min(k, baseline.max_k or k)

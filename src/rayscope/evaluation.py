@@ -3,7 +3,7 @@
 R rows, C context, N vectors, D site width, L latents, M non-zero codes of N vectors, G documents.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -16,11 +16,11 @@ from rayscope import metrics
 from rayscope.activations import permutation
 from rayscope.console import progress
 from rayscope.dictionaries import Dictionary
-from rayscope.meter import PLACES, Meter
+from rayscope.meter import PLACES, Meter, Spreads
 from rayscope.model import LanguageModel
 from rayscope.quantisation import Calibration
 from rayscope.sites import Site
-from rayscope.splicing import Clean, keep_first
+from rayscope.splicing import Clean, coded_positions, keep_first
 from rayscope.text import Rows
 
 COLUMNS = [
@@ -126,24 +126,27 @@ def measure(
     """Every dictionary, and the identity, mean and position-0 codecs, at each site.
 
     Reconstruction is measured on `tokens` of the split, loss and KL on the first `splice_tokens` of those, all in fp32.
+    Special tokens, on which nothing is trained, are left out of both (see `coded_positions`): they keep their activations.
 
     validation: (tokens_RC, {site.key: x_RCD}) of whole rows, on which each latent's range and frequency are read; a
     dictionary is measured with its codes on 256 levels of that range, or, without `quantise`, as they are.
     """
-    seen = calibrate(dictionaries, validation)
+    special = model.special_ids
+    seen = calibrate(dictionaries, validation, special)
     context = rows.tokens.shape[1]
     chosen = permutation(len(rows), seed, "evaluation", 0).numpy()[: max(1, tokens // context)]
     spliced_rows = min(len(chosen), max(1, splice_tokens // context))
     numbers, documents = np.unique(rows.documents[chosen], return_inverse=True)
     documents_RC = torch.from_numpy(documents.reshape(len(chosen), context))
     tokens_RC = torch.from_numpy(rows.tokens[chosen].astype(np.int64))
+    spreads = {site: Spreads(site.width, len(numbers)) for site in dictionaries}
     meters = {
-        site: {name: Meter(d, site.width, len(numbers), seen[site][name], quantise) for name, d in named.items()}
+        site: {name: Meter(d, spreads[site], seen[site][name], quantise) for name, d in named.items()}
         for site, named in dictionaries.items()
     }
     for site in dictionaries:
         for name, codec in codecs(means[site.key]).items():
-            meters[site][name] = Meter(codec, site.width, len(numbers))
+            meters[site][name] = Meter(codec, spreads[site])
     clean_G, predicted_G = torch.zeros(2, len(numbers), dtype=torch.float64)
     zero_G = {(site, p): torch.zeros(len(numbers), dtype=torch.float64) for site in meters for p in PLACES}
     sites = list(dictionaries)
@@ -153,46 +156,53 @@ def measure(
         pieces = [*range(0, spliced_rows, step), *range(spliced_rows, len(chosen), step), len(chosen)]
         for start, stop in pairwise(pieces):
             part, ids = tokens_RC[start:stop], documents_RC[start:stop]
-            labels = part.flatten(), ids.flatten(), at_first(part)
+            coded_N = coded_positions(part, special).flatten()
+            labels = part.flatten()[coded_N], ids.flatten()[coded_N], at_first(part)[coded_N]
             if start >= spliced_rows:
-                found = model.activations(part.to(model.device), sites)
-                for site, meter in every_meter(meters):
-                    meter.reconstruct(found[site.key].flatten(0, 1), *labels)
+                found, clean = model.activations(part.to(model.device), sites), None
+            else:
+                clean = Clean.run(model, part, sites)
+                found, targets = clean.activations, ids[:, 1:].flatten()
+                add(clean_G, targets, clean.loss_RC)
+                add(predicted_G, targets, torch.ones_like(clean.loss_RC))
+            coded_N = coded_N.to(model.device)
+            for site, named in meters.items():
+                x_RCD = found[site.key]
+                x_ND = x_RCD.flatten(0, 1)[coded_N]
+                spreads[site].update(x_ND, *labels[1:])
+                if clean:
+                    nothing = put(x_RCD, coded_N, torch.zeros_like(x_ND))
+                    for position0, loss, _ in both(clean, site, nothing):
+                        add(zero_G[site, position0], targets, loss)
+                for meter in named.values():
+                    x_hat_ND = meter.reconstruct(x_ND, *labels)
+                    if clean:
+                        for position0, loss, divergence in both(clean, site, put(x_RCD, coded_N, x_hat_ND)):
+                            add(meter.loss[position0], targets, loss)
+                            add(meter.kl[position0], targets, divergence)
                     advance(part.numel())
-                continue
-            clean = Clean.run(model, part, sites)
-            targets = ids[:, 1:].flatten()
-            add(clean_G, targets, clean.loss_RC)
-            add(predicted_G, targets, torch.ones_like(clean.loss_RC))
-            for site in sites:
-                nothing = torch.zeros_like(clean.activations[site.key])
-                for position0, loss, _ in both(clean, site, nothing):
-                    add(zero_G[site, position0], targets, loss)
-            for site, meter in every_meter(meters):
-                x_RCD = clean.activations[site.key]
-                x_hat = meter.reconstruct(x_RCD.flatten(0, 1), *labels).view_as(x_RCD)
-                for position0, loss, divergence in both(clean, site, x_hat):
-                    add(meter.loss[position0], targets, loss)
-                    add(meter.kl[position0], targets, divergence)
-                advance(part.numel())
     about = (split, len(chosen) * context, spliced_rows * context)
     return Measurement(meters, clean_G, zero_G, predicted_G, *about)
 
 
 @torch.no_grad()
 def calibrate(
-    dictionaries: dict[Site, dict[str, Dictionary]], validation: Iterable[tuple[Tensor, dict[str, Tensor]]]
+    dictionaries: dict[Site, dict[str, Dictionary]],
+    validation: Iterable[tuple[Tensor, dict[str, Tensor]]],
+    special: Sequence[int],
 ) -> dict[Site, dict[str, Calibration]]:
-    """What whole rows of validation text show of every dictionary's codes."""
+    """What whole rows of validation text show of every dictionary's codes, but for those of special tokens."""
     seen = {
         site: {n: Calibration(d.latents, d.device) for n, d in named.items()} for site, named in dictionaries.items()
     }
     for tokens_RC, activations in validation:
-        first_N = at_first(tokens_RC)
+        coded_N = coded_positions(tokens_RC, special).flatten()
+        tokens_N, first_N = tokens_RC.flatten()[coded_N], at_first(tokens_RC)[coded_N]
         for site, named in dictionaries.items():
+            x_ND = activations[site.key].flatten(0, 1)
+            x_ND = x_ND[coded_N.to(x_ND.device)]
             for name, dictionary in named.items():
-                x_ND = activations[site.key].flatten(0, 1)
-                told = dictionary.for_tokens(tokens_RC.flatten().to(x_ND.device))
+                told = dictionary.for_tokens(tokens_N.to(x_ND.device))
                 seen[site][name].update(told.encode_sparse(x_ND), first_N)
     return seen
 
@@ -202,10 +212,11 @@ def at_first(tokens_RC: Tensor) -> Tensor:
     return (torch.arange(tokens_RC.shape[1]) == 0).repeat(len(tokens_RC))
 
 
-def every_meter(meters: dict[Site, dict[str, Meter]]) -> Iterator[tuple[Site, Meter]]:
-    for site, named in meters.items():
-        for meter in named.values():
-            yield site, meter
+def put(x_RCD: Tensor, coded_N: Tensor, x_hat_ND: Tensor) -> Tensor:
+    """The rows with what was coded in its place."""
+    spliced_RCD = x_RCD.clone(memory_format=torch.contiguous_format)
+    spliced_RCD.view(-1, x_RCD.shape[-1])[coded_N] = x_hat_ND.to(x_RCD.dtype)
+    return spliced_RCD
 
 
 def codecs(means: Means) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:

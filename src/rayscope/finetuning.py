@@ -18,7 +18,7 @@ from rayscope.console import progress, say
 from rayscope.dictionaries import Learned
 from rayscope.model import LanguageModel
 from rayscope.sites import Site
-from rayscope.splicing import Clean
+from rayscope.splicing import Clean, coded_positions
 from rayscope.text import Rows
 from rayscope.training import CHECKPOINT, calibrate
 from rayscope.training_log import TrainingLog, log
@@ -57,14 +57,15 @@ def kl_losses(clean: Clean, site: Site, dictionary: Learned, weight: float) -> d
     """The dictionary's own losses, and kl = weight * (R / K) K: K the mean KL(clean || spliced) of the predicted
     tokens, R the reconstruction loss, their ratio without gradient.
 
-    So, whatever their units, KL counts `weight` times as much as reconstruction, in value (2503.17272). Position 0 keeps
-    its own activation. `last` of the dictionary gets K as `kl`.
+    So, whatever their units, KL counts `weight` times as much as reconstruction, in value (2503.17272). Position 0 and
+    special tokens keep their own activations. `last` of the dictionary gets K as `kl`.
     """
-    x_RCD = clean.activations[site.key]
-    told = dictionary.for_tokens(clean.tokens_RC[:, 1:].flatten())
-    x_hat_ND, losses = told.reconstruct(x_RCD[:, 1:].flatten(0, 1))
-    x_hat_RCD = x_hat_ND.to(x_RCD.dtype).unflatten(0, (len(x_RCD), -1))
-    kl = clean.splice(site, torch.cat([x_RCD[:, :1], x_hat_RCD], dim=1))[1].mean()
+    x_RCD, coded_RC = clean.activations[site.key], coded_positions(clean.tokens_RC, clean.model.special_ids)
+    coded_RC[:, 0] = False
+    told = dictionary.for_tokens(clean.tokens_RC[coded_RC])
+    x_hat_ND, losses = told.reconstruct(x_RCD[coded_RC])
+    x_hat_RCD = x_RCD.index_put((coded_RC,), x_hat_ND.to(x_RCD.dtype))
+    kl = clean.splice(site, x_hat_RCD)[1].mean()
     ratio = losses["reconstruction"].detach() / kl.detach().clamp(min=torch.finfo(kl.dtype).tiny)
     dictionary.last["kl"] = kl.detach()
     return {**losses, "kl": weight * ratio * kl}

@@ -16,19 +16,31 @@ Codec = Dictionary | Callable[[Tensor, Tensor], Tensor]  # or a function of (x_N
 PLACES = ("excluded", "included")  # position 0
 
 
+class Spreads:
+    """What every codec's errors are put against: the spread of the vectors, with position 0 left out and with it."""
+
+    def __init__(self, width: int, documents: int):
+        self.at = {place: metrics.Spread(width, documents) for place in PLACES}
+
+    def update(self, x_ND: Tensor, documents_N: Tensor, first_N: Tensor) -> None:
+        later_N = ~first_N
+        self.at["included"].update(x_ND, documents_N)
+        self.at["excluded"].update(x_ND[later_N.to(x_ND.device)], documents_N[later_N])
+
+
 class Meter:
     """With position 0 left out and with it: the sums of errors and of codes, and of the loss and KL that are added to it.
 
+    spreads: of the same vectors, updated once for all meters of a site.
     seen: what validation vectors show of a dictionary's codes; they are put on its grid, unless quantise is False.
     """
 
-    def __init__(
-        self, codec: Codec, width: int, documents: int, seen: Calibration | None = None, quantise: bool = True
-    ):
+    def __init__(self, codec: Codec, spreads: Spreads, seen: Calibration | None = None, quantise: bool = True):
+        documents = len(spreads.at["included"].count_G)
         self.codec = codec
         self.latents = codec.latents if isinstance(codec, Dictionary) else 0
         self.grid = seen.grid() if seen and quantise else None
-        self.sums = {p: metrics.Sums(width, documents) for p in PLACES}
+        self.sums = {p: metrics.Sums(spreads.at[p]) for p in PLACES}
         self.codes = {p: CodeSums(codec, documents, seen.frequency(p) if seen else None) for p in PLACES}
         zeros = lambda: torch.zeros(documents, dtype=torch.float64)  # noqa: E731
         self.loss = {p: zeros() for p in PLACES}
@@ -46,7 +58,8 @@ class Meter:
         else:
             x_hat_ND = self.codec(x_ND, first_N)
         self.sums["included"].update(x_ND, x_hat_ND, documents_N)
-        self.sums["excluded"].update(x_ND[later_N], x_hat_ND[later_N], documents_N[later_N])
+        kept_N = later_N.to(x_ND.device)
+        self.sums["excluded"].update(x_ND[kept_N], x_hat_ND[kept_N], documents_N[later_N])
         return x_hat_ND
 
     def statistics(self, position0: str = "excluded") -> dict[str, Callable[[Tensor], Tensor]]:

@@ -18,8 +18,10 @@ def fvu(x_ND: Tensor, x_hat_ND: Tensor) -> float:
 
     Sums in float64 over all vectors, divided once: predicting the mean gives 1, identity 0.
     """
-    sums = Sums(x_ND.shape[1], 1)
-    sums.update(x_ND, x_hat_ND, torch.zeros(len(x_ND), dtype=torch.long))
+    spread, documents_N = Spread(x_ND.shape[1], 1), torch.zeros(len(x_ND), dtype=torch.long)
+    spread.update(x_ND, documents_N)
+    sums = Sums(spread)
+    sums.update(x_ND, x_hat_ND, documents_N)
     return sums.fvu(torch.ones(1, 1, dtype=torch.float64)).item()
 
 
@@ -76,8 +78,8 @@ def loss_recovered(ablated: float, spliced: float, clean: float) -> float:
     return (ablated - spliced) / (ablated - clean) if ablated != clean else float("nan")
 
 
-class Sums:
-    """Float64 sums per document from which fvu and l2_ratio follow, over any set of documents.
+class Spread:
+    """Float64 sums of vectors per document, from which |x - x_bar|^2 follows: the same for every codec of the vectors.
 
     Sums are taken about the first batch's mean, so that a large common offset costs no digits.
     """
@@ -85,35 +87,49 @@ class Sums:
     def __init__(self, width: int, documents: int):
         self.centre_D: Tensor | None = None
         self.x_GD = torch.zeros(documents, width, dtype=torch.float64)
-        self.square_G = torch.zeros(documents, dtype=torch.float64)
-        self.error_G = torch.zeros(documents, dtype=torch.float64)
-        self.ratio_G = torch.zeros(documents, dtype=torch.float64)
-        self.count_G = torch.zeros(documents, dtype=torch.float64)
+        self.square_G, self.count_G = torch.zeros(2, documents, dtype=torch.float64)
+
+    def update(self, x_ND: Tensor, documents_N: Tensor) -> None:
+        x_ND, documents_N = x_ND.detach().cpu().double(), documents_N.cpu()
+        if self.centre_D is None:
+            self.centre_D = x_ND.mean(0)
+        centred_ND = x_ND - self.centre_D
+        self.x_GD.index_add_(0, documents_N, centred_ND)
+        self.square_G.index_add_(0, documents_N, centred_ND.square().sum(1))
+        self.count_G.index_add_(0, documents_N, torch.ones(len(x_ND), dtype=torch.float64))
+
+    def of_documents(self) -> Tensor:
+        """(G): sum |x - x_bar|^2 of each document's vectors, x_bar the mean of all documents'."""
+        mean_D = self.x_GD.sum(0) / self.count_G.sum()
+        return self.square_G - 2 * self.x_GD @ mean_D + self.count_G * mean_D.square().sum()
+
+
+class Sums:
+    """Float64 sums of a codec's errors per document, from which fvu and l2_ratio follow, over any set of documents.
+
+    spread: of the same vectors, which whoever reads them updates once for all codecs.
+    """
+
+    def __init__(self, spread: Spread):
+        self.spread = spread
+        self.error_G, self.ratio_G = torch.zeros(2, len(spread.count_G), dtype=torch.float64)
 
     def update(self, x_ND: Tensor, x_hat_ND: Tensor, documents_N: Tensor) -> None:
-        x, x_hat, documents = x_ND.detach().cpu().double(), x_hat_ND.detach().cpu().double(), documents_N.cpu()
-        if self.centre_D is None:
-            self.centre_D = x.mean(0)
-        centred = x - self.centre_D
-        norm = x.norm(dim=1)
-        self.x_GD.index_add_(0, documents, centred)
-        self.square_G.index_add_(0, documents, centred.square().sum(1))
-        self.error_G.index_add_(0, documents, (x - x_hat).square().sum(1))
-        self.ratio_G.index_add_(0, documents, x_hat.norm(dim=1) / norm.clamp(min=torch.finfo(norm.dtype).tiny))
-        self.count_G.index_add_(0, documents, torch.ones(len(x), dtype=torch.float64))
+        x_ND, x_hat_ND, documents_N = x_ND.detach().double(), x_hat_ND.detach().double(), documents_N.cpu()
+        ratio_N = x_hat_ND.norm(dim=1) / x_ND.norm(dim=1).clamp(min=torch.finfo(torch.float64).tiny)
+        self.error_G.index_add_(0, documents_N, (x_ND - x_hat_ND).square().sum(1).cpu())
+        self.ratio_G.index_add_(0, documents_N, ratio_N.cpu())
 
     def fvu(self, weights_BG: Tensor) -> Tensor:
         """[B]: sum |x - x_hat|^2 / sum |x - x_bar|^2, for each row of document weights; x_bar is that of all documents.
 
         With a mean of its own, each resample of a few documents would have less variance, and a larger FVU, than the sample.
         """
-        mean_D = self.x_GD.sum(0) / self.count_G.sum()
-        spread_G = self.square_G - 2 * self.x_GD @ mean_D + self.count_G * mean_D.square().sum()
-        return (weights_BG @ self.error_G) / (weights_BG @ spread_G)
+        return (weights_BG @ self.error_G) / (weights_BG @ self.spread.of_documents())
 
     def l2_ratio(self, weights_BG: Tensor) -> Tensor:
         """[B]: mean over vectors of |x_hat| / |x|."""
-        return (weights_BG @ self.ratio_G) / (weights_BG @ self.count_G)
+        return (weights_BG @ self.ratio_G) / (weights_BG @ self.spread.count_G)
 
 
 def bootstrap_weights(documents: int, draws: int, seed: int = 0) -> Tensor:

@@ -61,6 +61,10 @@ class LanguageModel:
     def context(self) -> int:
         return self.network.config.n_positions
 
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        return tuple(self.tokenizer.all_special_ids)
+
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of the weights."""

@@ -197,7 +197,7 @@ def measure_features(
         spaced,
         min_count=min_count,
         available=np.minimum(*seen.values()),
-        exclude=source.model.tokenizer.all_special_ids,
+        exclude=source.model.special_ids,
     )
     trained = {
         name: d.provenance["tokens"] for named in both.values() for name, d in named.items() if "tokens" in d.provenance

@@ -7,7 +7,7 @@ import torch
 
 from rayscope.activations import Batch
 from rayscope.dictionaries import Dictionary
-from rayscope.meter import Meter
+from rayscope.meter import Meter, Spreads
 from rayscope.quantisation import Calibration
 from rayscope.sites import Site
 
@@ -29,7 +29,9 @@ def reconstruct(
     numbers, documents_N = held_out.documents_N.unique(return_inverse=True)
     meters: dict[Site, dict[str, Meter]] = {}
     for site, named in dictionaries.items():
-        meters[site] = {}
+        meters[site], spreads = {}, Spreads(site.width, len(numbers))
+        for part, ids_N in zip(pieces(held_out), documents_N.split(CHUNK), strict=True):
+            spreads.update(part.activations[site.key], ids_N, nowhere(part))
         for name, dictionary in named.items():
             seen = None
             if validation is not None:
@@ -37,7 +39,7 @@ def reconstruct(
                 for part in pieces(validation):
                     told = dictionary.for_tokens(part.tokens_N.to(dictionary.device))
                     seen.update(told.encode_sparse(part.activations[site.key].to(dictionary.device)), nowhere(part))
-            meter = Meter(dictionary, site.width, len(numbers), seen, quantise)
+            meter = Meter(dictionary, spreads, seen, quantise)
             for part, ids_N in zip(pieces(held_out), documents_N.split(CHUNK), strict=True):
                 x_ND = part.activations[site.key].to(dictionary.device)
                 meter.reconstruct(x_ND, part.tokens_N, ids_N, nowhere(part))

@@ -33,7 +33,7 @@ class Source:
     def stream(self, split: str, sites: Sequence[Site], tokens: int, precision: str | None = None) -> ActivationStream:
         """Special tokens are left out. At most one pass over a held-out split; training text is passed over as often as the
         tokens need."""
-        rows, exclude = self.text[split], tuple(self.model.tokenizer.all_special_ids)
+        rows, exclude = self.text[split], self.model.special_ids
         round_tokens = min(self.round_tokens, tokens)
         if split != "train" and tokens >= self.batch_size:
             there = int(stream_positions(rows, exclude).sum()) // self.batch_size

@@ -3,7 +3,7 @@
 R rows, C context, D site width, V vocabulary. A row of C tokens has C - 1 predictions, made at positions 0 .. C - 2.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -72,3 +72,11 @@ def token_loss(logp_RCV: Tensor, tokens_RC: Tensor) -> Tensor:
 def keep_first(x_RCD: Tensor, x_hat_RCD: Tensor) -> Tensor:
     """x_hat, but position 0 keeps its own activation."""
     return torch.cat([x_RCD[:, :1], x_hat_RCD[:, 1:]], dim=1)
+
+
+def coded_positions(tokens_RC: Tensor, special: Sequence[int]) -> Tensor:
+    """[R, C]: where a dictionary's codes are put in: everywhere but at special tokens, which no stream holds. Position 0,
+    whatever its token, is a question of its own."""
+    coded_RC = ~torch.isin(tokens_RC, torch.tensor(special, dtype=tokens_RC.dtype, device=tokens_RC.device))
+    coded_RC[:, 0] = True
+    return coded_RC

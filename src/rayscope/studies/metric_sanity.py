@@ -92,10 +92,17 @@ def explained(vectors: Vectors) -> Iterator[dict]:
         half_ND = codecs(these)["half"](x_ND)
         row = {"metric": "ev", "position0": position0, "expected": 0.75}
         yield row | {"codec": "half, x 1000", "observed": 1 - metrics.fvu(1000 * x_ND, 1000 * half_ND)}
-        sums = metrics.Sums(x_ND.shape[1], 1)
-        for x, x_hat in zip(x_ND.split(97), half_ND.split(97), strict=True):
-            sums.update(x, x_hat, torch.zeros(len(x), dtype=torch.long))
-        yield row | {"codec": "half, in batches of 97", "observed": 1 - sums.fvu(torch.ones(1, 1).double()).item()}
+        cut = sums_of(x_ND, half_ND, torch.zeros(len(x_ND), dtype=torch.long), 97)
+        yield row | {"codec": "half, in batches of 97", "observed": 1 - cut.fvu(torch.ones(1, 1).double()).item()}
+
+
+def sums_of(x_ND: Tensor, x_hat_ND: Tensor, documents_N: Tensor, batch: int = 4096) -> metrics.Sums:
+    spread = metrics.Spread(x_ND.shape[1], int(documents_N.max()) + 1)
+    sums = metrics.Sums(spread)
+    for x, x_hat, documents in zip(x_ND.split(batch), x_hat_ND.split(batch), documents_N.split(batch), strict=True):
+        spread.update(x, documents)
+        sums.update(x, x_hat, documents)
+    return sums
 
 
 def codecs(vectors: Vectors) -> dict[str, Callable[[Tensor], Tensor]]:
@@ -162,8 +169,7 @@ def spliced(setting: Setting, tokens_RC: Tensor, site) -> Iterator[dict]:
 
 def knows_position0(vectors: Vectors, seed: int) -> tuple[float, Tensor]:
     """(explained variance of the position-0 codec, its bootstrap over rows of text)."""
-    sums = metrics.Sums(vectors.x_ND.shape[1], vectors.documents)
-    sums.update(vectors.x_ND, codecs(vectors)["position0"](vectors.x_ND), vectors.documents_N)
+    sums = sums_of(vectors.x_ND, codecs(vectors)["position0"](vectors.x_ND), vectors.documents_N)
     ones = torch.ones(1, vectors.documents, dtype=torch.float64)
     return 1 - sums.fvu(ones).item(), 1 - sums.fvu(metrics.bootstrap_weights(vectors.documents, DRAWS, seed))
 

@@ -9,7 +9,7 @@ import torch
 from rayscope.dictionaries import TopK
 from rayscope.evaluation import at_first
 from rayscope.memory import keep_freed_memory
-from rayscope.meter import Meter
+from rayscope.meter import Meter, Spreads
 from rayscope.quantisation import Calibration
 
 settings = protocol.start()
@@ -24,9 +24,11 @@ documents_N, first_N = documents_RC.flatten(), at_first(documents_RC)
 tokens_N = torch.zeros_like(documents_N)  # TopK does not ask
 seen = Calibration(dictionary.latents)
 seen.update(dictionary.encode_sparse(train_ND[: rows * settings.context]), first_N)
-meter = Meter(dictionary, settings.width, rows, seen)
+spreads = Spreads(settings.width, rows)
+meter = Meter(dictionary, spreads, seen)
 for x_ND in protocol.batches(train_ND, rows * settings.context, settings.seed):
     if settings.measure:
+        spreads.update(x_ND, documents_N, first_N)
         meter.reconstruct(x_ND, tokens_N, documents_N, first_N)
     else:
         dictionary.encode_sparse(x_ND)
