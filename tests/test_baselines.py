@@ -294,3 +294,10 @@ def test_budgets_are_those_of_rays_with_nothing_beside_them():
     assert plain_rays([dense, topk, told, signed, adaptive]) == [topk]
     assert plain_rays([signed, dense]) == [signed, dense]  # nothing plainer
     assert headline_budget([dense, topk], 4) == bits_per_token(topk) < bits_per_token(dense)
+
+
+def test_rays_of_one_k_and_two_widths_are_two_budgets():
+    """8 + log2 16 and 8 + log2 2^14 bits: a signed baseline of 16 latents, 13 bits for one code, needs 1 and 2 for them."""
+    rays = {f"rays_{L}": Linear(6, L, 1, "topk", randn(L, 6), signed=False) for L in (16, 2**14)}
+    listed = {"pca": Baseline(Fixed(Linear(6, 16, 1, "topk", randn(16, 6), signed=True)), budgets="headline")}
+    assert list(baselines_at_equal_bits(None, listed, rays, 1, 100)) == ["pca_k1", "pca_k2"]
