@@ -228,3 +228,21 @@ def test_a_saved_dictionary_learns_in_the_units_that_it_had(kind, tmp_path):
     again = load(after.save(tmp_path / "again"))  # and a file holds the same as the first
     for name, tensor in load(tmp_path / "saved").weights().items():
         torch.testing.assert_close(again.weights()[name], tensor, rtol=1e-4, atol=1e-4)
+
+
+def test_a_later_stage_steers_from_where_the_last_one_stood(tmp_path):
+    """Ten steps push the coefficient; saved, loaded and unfolded, the next losses are those of going on."""
+    x_ND = torch.randn(512, 8, generator=torch.Generator().manual_seed(3))
+    before = L1(8, 32, 1)
+    before.prepare(x_ND, 10**6, tokens=5120)
+    with torch.no_grad():
+        before.b_enc_L += 1  # far too many codes
+    for _ in range(10):
+        before.losses(x_ND)
+    assert before.pressure > 2 * L1(8, 32, 1).pressure
+    after = load(before.save(tmp_path / "one"))
+    after.unfold()
+    assert after.pressure.item() == before.pressure.item()
+    mine, theirs = before.losses(x_ND), after.losses(x_ND)
+    for name, loss in mine.items():
+        torch.testing.assert_close(theirs[name], loss, rtol=1e-4, atol=1e-6)

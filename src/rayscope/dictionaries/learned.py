@@ -310,8 +310,8 @@ class Learned(Dictionary):
 
     @torch.no_grad()
     def unfold(self) -> None:
-        """The input scale back out of what `to_save` folded, so that what is in scaled units (a rate, JumpReLU's
-        bandwidth) means what it did; nothing that is computed changes."""
+        """To train what was saved further: the input scale back out of what `to_save` folded, so that what is in scaled
+        units (a rate, JumpReLU's bandwidth) means what it did; nothing that is computed changes."""
         scale = self.provenance.get("input_scale", 1.0)
         self.scale /= scale
         self.fold()

@@ -87,6 +87,17 @@ class Penalised(Learned):
         """0, with b_enc's gradient: by b_enc itself a dead latent is below 0 on every vector, and would get none."""
         return self.b_enc_L - self.b_enc_L.detach()
 
+    def to_save(self) -> Learned:
+        """`log_coefficient` in its provenance: where a later stage begins to steer."""
+        saved = super().to_save()
+        if self.steered:
+            saved.provenance["log_coefficient"] = self.log_coefficient.item()
+        return saved
+
+    def unfold(self) -> None:
+        super().unfold()
+        self.log_coefficient.fill_(self.provenance.get("log_coefficient", 0.0))
+
     @torch.no_grad()
     def _observe(self, plan: Plan, values_M: Tensor, vectors: int, fvu: Tensor) -> None:
         super()._observe(plan, values_M, vectors, fvu)
