@@ -55,10 +55,20 @@ def test_interval_over_seeds_is_that_of_the_mean_of_resampled_seeds():
     same = over_seeds([(1.0, torch.full((500,), 1.0)), (1.0, torch.full((500,), 1.0))])
     assert (same.value, same.low, same.high) == (1.0, 1.0, 1.0)
     apart = over_seeds([(0.0, torch.zeros(4000)), (1.0, torch.ones(4000))])
-    assert (apart.value, apart.low, apart.high) == (0.5, 0.0, 1.0)  # a quarter of the draws takes one seed twice
+    # a quarter of the draws takes one seed twice, and sqrt 2 makes the half between seed and mean .707
+    assert (apart.value, apart.low, apart.high) == pytest.approx((0.5, 0.5 - 0.5**0.5, 0.5 + 0.5**0.5))
     draws_B = torch.arange(1001, dtype=torch.float64)  # one seed: its documents' own quantiles
     alone = over_seeds([(500.0, draws_B)])
     assert (alone.value, alone.low, alone.high) == (500.0, 25.0, 975.0)
+
+
+def test_draws_over_seeds_have_the_variance_of_a_mean_of_seeds():
+    """The usual s^2 / S, s^2 with S - 1, from the interval of values drawn far more finely than its quantiles ask."""
+    values = torch.linspace(-3, 3, 6).double()
+    found = over_seeds([(v.item(), v.expand(200_000)) for v in values])
+    assert (found.high - found.low) / (2 * 1.96) == pytest.approx((values.var() / 6).sqrt().item(), rel=0.03)
+    worst = over_seeds([(1.0, torch.tensor([1.0, torch.inf])), (1.0, torch.tensor([1.0, torch.inf]))])
+    assert (worst.low, worst.high) == (1.0, torch.inf)  # a draw without a number to divide by stays the worst
 
 
 def test_a_study_observes_what_is_predicted(model, packed, tmp_path):

@@ -65,7 +65,7 @@ class Prediction:
     def verdict(self, observed: Observed) -> dict[str, Any]:
         """{prediction, threshold, observed, ci, pass}: a prediction passes where its whole interval does."""
         ends = [met(end, self.threshold) for end in (observed.value, observed.low, observed.high)]
-        numbers = [None if math.isnan(x) else x for x in (observed.value, observed.low, observed.high)]
+        numbers = [x if math.isfinite(x) else None for x in (observed.value, observed.low, observed.high)]
         passed = None if self.threshold is None else None not in numbers and all(ends)
         ci = numbers[1:]
         return {**vars(self), "observed": numbers[0], "ci": ci, "pass": passed}
@@ -109,12 +109,15 @@ def conduct(
 def over_seeds(draws: Sequence[tuple[float, Tensor]], seed: int = 0) -> Observed:
     """The mean over seeds of a statistic, each seed given as (its value, [B] its bootstrap over documents).
 
-    A draw takes S seeds with replacement and the mean of their values under that draw's documents.
+    A draw takes S seeds with replacement; their mean's distance from that of all seeds, under the same draw's documents,
+    is taken sqrt(S / (S - 1)) times, without which S resampled seeds have (S - 1) / S of the variance (Efron 1982, 7.2).
     """
     value = sum(v for v, _ in draws) / len(draws)
     draws_SB = torch.stack([d.double() for _, d in draws])
     S, B = draws_SB.shape
     chosen_SB = torch.randint(S, (S, B), generator=torch.Generator().manual_seed(seed))
-    means_B = draws_SB.gather(0, chosen_SB).mean(0)
-    low, high = torch.nanquantile(means_B, torch.tensor([0.025, 0.975], dtype=means_B.dtype)).tolist()
-    return Observed(float(value), low, high)
+    chosen_B, all_B = draws_SB.gather(0, chosen_SB).mean(0), draws_SB.mean(0)
+    wider_B = all_B + (S / max(S - 1, 1)) ** 0.5 * (chosen_B - all_B)
+    means_B = torch.where(all_B.isfinite(), wider_B, chosen_B)
+    ends = ((0.025, "lower"), (0.975, "higher"))  # of two draws never a mean, which with infinity is no number
+    return Observed(float(value), *(means_B.nanquantile(q, interpolation=which).item() for q, which in ends))
