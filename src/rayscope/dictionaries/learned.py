@@ -1,4 +1,4 @@
-"""What every learned dictionary shares: parameters, the loss with AuxK, counters of silence, folding at save.
+"""What every learned dictionary shares: parameters, the loss with AuxK, folding at save.
 
 N vectors, D site width, L latents, M chosen (vector, latent) pairs.
 """
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from rayscope.dictionaries.auxk import auxk_error
 from rayscope.dictionaries.base import Codes, Dictionary
+from rayscope.dictionaries.firing import Firing
 from rayscope.dictionaries.kernels import Plan, gather_dot, sparse_decode
 from rayscope.dictionaries.selection import products
 from rayscope.dictionaries.whitening import Whitening
@@ -20,7 +21,7 @@ DECODERS = ("learned", "frozen", "soft_frozen")
 ENCODERS = ("learned", "frozen")
 
 
-class Learned(Dictionary):
+class Learned(Firing):
     """pre = W_enc (s x - b_dec) + b_enc, z sparse from pre, s x_hat = z W_dec + b_dec, rows of W_dec of unit length.
 
     s is one number that makes E|s x|^2 = D. Codes are in the units of x: z / s. Gradients never reach x. A subclass
@@ -35,10 +36,7 @@ class Learned(Dictionary):
     """
 
     training_only: tuple[str, ...] = (
-        "silent_L",
-        "fired_L",
-        "counted",
-        "dead_window",
+        *Firing.counters,
         "initial_LD",
         "whitening.mean_D",
         "whitening.P_DD",
@@ -51,10 +49,6 @@ class Learned(Dictionary):
     gain_L: Tensor | None
     initial_LD: Tensor | None  # the rows drawn, of a soft-frozen decoder
     scale: Tensor
-    silent_L: Tensor
-    dead_window: Tensor
-    fired_L: Tensor
-    counted: Tensor
 
     def __init__(
         self,
@@ -95,10 +89,6 @@ class Learned(Dictionary):
         self.b_dec_D = nn.Parameter(torch.zeros(width))
         self.register_buffer("initial_LD", rows_LD.clone() if decoder == "soft_frozen" else None)
         self.register_buffer("scale", torch.ones(()))
-        self.register_buffer("silent_L", torch.zeros(latents, dtype=torch.int64))
-        self.register_buffer("fired_L", torch.zeros(latents, dtype=torch.int64))
-        self.register_buffer("counted", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("dead_window", torch.tensor(10_000_000))
         self.whiten = whiten
         self.whitening = Whitening(width) if whiten else None
         self.register_buffer("gain_L", torch.ones(latents) if whiten else None)
@@ -120,11 +110,6 @@ class Learned(Dictionary):
     def _idle(self) -> Tensor:
         """s x_hat (y_hat, where it is whitened) where no latent is active."""
         return self.b_dec_D
-
-    @property
-    def dead_L(self) -> Tensor:
-        """Silent for at least dead_window tokens."""
-        return self.silent_L >= self.dead_window
 
     def choose(self, centred_ND: Tensor) -> Plan:
         """Which latents each vector uses in training."""
@@ -262,19 +247,8 @@ class Learned(Dictionary):
     @torch.no_grad()
     def _observe(self, plan: Plan, values_M: Tensor, vectors: int, fvu: Tensor) -> None:
         fired_M = values_M != 0
-        self.silent_L += vectors
-        self.silent_L[plan.indices_M[fired_M]] = 0
-        self.fired_L += plan.indices_M[fired_M].bincount(minlength=self.latents)
-        self.counted += vectors
+        self.count(plan.indices_M[fired_M], vectors)
         self.last.update(fvu=fvu, l0=fired_M.sum() / vectors, dead=self.dead_L.float().mean())
-
-    @torch.no_grad()
-    def take_density(self) -> Tensor:
-        """(L): the share of vectors on which each latent fired since this was last asked."""
-        density_L = self.fired_L / self.counted.clamp(min=1)
-        self.fired_L.zero_()
-        self.counted.zero_()
-        return density_L
 
     @torch.no_grad()
     def project_gradients(self) -> None:

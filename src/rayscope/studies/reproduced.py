@@ -71,7 +71,8 @@ class Reading:
         """[N, C]: the mean of a latent's activations over the training vectors of a test vector's value; over all, where
         training had none."""
         U, C = len(self.counts_U), seen_MC.shape[1]
-        cells = self.places_M.numpy()[seen_MC.row] * C + seen_MC.col
+        vectors, latents = seen_MC.coords
+        cells = self.places_M.numpy()[vectors] * C + latents
         sums_UC = torch.from_numpy(np.bincount(cells, seen_MC.data, U * C)).view(U, C)
         means_UC = sums_UC / self.counts_U.clamp_min(1)[:, None]
         means_UC[self.counts_U == 0] = sums_UC.sum(0) / len(self.places_M)
