@@ -70,7 +70,7 @@ class Reading:
     def means(self, seen_MC: coo_array) -> Tensor:
         """[N, C]: the mean of a latent's activations over the training vectors of a test vector's value; over all, where
         training had none."""
-        U, C = len(self.counts_U), seen_MC.shape[1]
+        U, C = len(self.counts_U), seen_MC.shape[1]  # type: ignore[index]
         vectors, latents = seen_MC.coords
         cells = self.places_M.numpy()[vectors] * C + latents
         sums_UC = torch.from_numpy(np.bincount(cells, seen_MC.data, U * C)).view(U, C)
