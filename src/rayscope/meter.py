@@ -23,9 +23,9 @@ class Spreads:
         self.at = {place: metrics.Spread(width, documents) for place in PLACES}
 
     def update(self, x_ND: Tensor, documents_N: Tensor, first_N: Tensor) -> None:
-        later_N = ~first_N
+        x_ND, later_N = x_ND.cpu(), ~first_N
         self.at["included"].update(x_ND, documents_N)
-        self.at["excluded"].update(x_ND[later_N.to(x_ND.device)], documents_N[later_N])
+        self.at["excluded"].update(x_ND[later_N], documents_N[later_N])
 
 
 class Meter:
