@@ -106,6 +106,19 @@ def test_metric_sanity(source, tmp_path):
     assert (biased[biased["metric"] == "ev"]["observed"] - 0.5).abs().max() < 1e-6
 
 
+def test_metric_sanity_sees_a_fault_in_the_evaluation(source, tmp_path, monkeypatch):
+    """As if position 0 were never told apart: the first principal components no longer explain what they should."""
+    monkeypatch.setattr(
+        "rayscope.evaluation.at_first", lambda tokens_RC: torch.zeros(tokens_RC.numel(), dtype=torch.bool)
+    )
+    sizes = ["study.sizes.demo.tokens=512", "study.sizes.demo.splice_rows=2", "study.seeds=[0]"]
+    table, verdict = run("metric_sanity", *source, *sizes, out=tmp_path / "a")
+    assert verdict["predictions"]["error"]["pass"] is False
+    wrong = table[table["error"] > 1e-6]
+    assert set(wrong["by"]) == {"evaluation"}
+    assert {"pca_prefix", "position0"} <= set(wrong["codec"])
+
+
 def test_the_report_shows_studies(source, tmp_path):
     run("metric_sanity", *source, "study.sizes.demo.tokens=512", "study.sizes.demo.splice_rows=2", out=tmp_path / "s/a")
     main(["report", f"out={tmp_path / 's/a'}", f"studies={tmp_path / 's'}"])

@@ -98,6 +98,12 @@ class Spread:
         self.square_G.index_add_(0, documents_N, centred_ND.square().sum(1))
         self.count_G.index_add_(0, documents_N, torch.ones(len(x_ND), dtype=torch.float64))
 
+    def means(self) -> Tensor:
+        """(G, D): the mean of each document's vectors; of one without a vector, the first batch's."""
+        if self.centre_D is None:
+            raise ValueError("no vector was given to update(); means need at least one")
+        return self.centre_D + self.x_GD / self.count_G.clamp_min(1)[:, None]
+
     def of_documents(self) -> Tensor:
         """(G): sum |x - x_bar|^2 of each document's vectors, x_bar the mean of all documents'."""
         mean_D = self.x_GD.sum(0) / self.count_G.sum()

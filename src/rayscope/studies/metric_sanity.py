@@ -1,6 +1,6 @@
 """Are the metrics what they are said to be? Codecs whose numbers are known in closed form, on real activations.
 
-R rows, C context, N vectors, D site width, G documents.
+N vectors, D site width.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,35 +11,25 @@ import torch
 from torch import Tensor
 
 from rayscope import metrics
+from rayscope.baselines.pca import Moments, pca
 from rayscope.drawing import COLOURS, MARKERS, label, panels
-from rayscope.splicing import Clean, keep_first
+from rayscope.evaluation import Means, Measurement, at_first, measure
+from rayscope.sites import Site
+from rayscope.source import Source
+from rayscope.splicing import coded_positions
 from rayscope.studies.study import Findings, Observed, Setting, over_seeds
 
 FAULTY = ("per_token_ratio", "about_zero", "scalar_mean", "centred_residual")
-COLUMNS = ["site", "seed", "codec", "metric", "position0", "tokens", "expected", "observed", "error", *FAULTY]
+COLUMNS = ["site", "seed", "by", "codec", "metric", "position0", "tokens", "expected", "observed", "error", *FAULTY]
 DRAWS = 1000
-
-
-@dataclass(frozen=True)
-class Vectors:
-    """Activations of whole rows, flattened: x_ND, whether each stands at position 0, and its document (0 .. G - 1)."""
-
-    x_ND: Tensor
-    first_N: Tensor
-    documents_N: Tensor
-
-    @property
-    def documents(self) -> int:
-        return int(self.documents_N.max()) + 1
-
-    def without_first(self) -> "Vectors":
-        later_N = ~self.first_N
-        return Vectors(self.x_ND[later_N], self.first_N[later_N], self.documents_N[later_N])
+CHUNK = 4096  # vectors in float64 at once
+Codec = Callable[[Tensor, Tensor], Tensor]  # (x_ND, which are at position 0) -> x_hat_ND
 
 
 def metric_sanity(setting: Setting, *, tokens: int, splice_rows: int) -> Findings:
-    """identity, mean, the codec that knows only position 0, half of the way from the mean, the same with a constant
-    error; a hand case; invariance to scale and to batches; splices by the activation itself and by what it is ablated with.
+    """A hand case. By the metrics alone: identity, mean, the codec that knows only position 0, half of the way from the mean,
+    the same with a constant error; invariance to scale and to batches. By the whole evaluation, model and splices in it:
+    identity, mean, position 0, and the first quarter of the vectors' own principal components.
 
     Observes `error`, the largest |observed - expected|, and `position0`, the explained variance, at the first residual
     site (at the first, where there is none) and position 0 included, of the codec that knows only whether a vector
@@ -49,20 +39,14 @@ def metric_sanity(setting: Setting, *, tokens: int, splice_rows: int) -> Finding
     residual = next((site for site in setting.sites if "resid" in site.hook), setting.sites[0])
     for seed in setting.seeds:
         source = replace(setting.source, seed=seed)
-        windows = list(source.windows("test", setting.sites, tokens))
-        read_RC = windows[0][0][:splice_rows]  # one window's logits at a time fit in memory
-        documents_N = torch.cat(
-            [torch.full((t.shape[1],), i) for i, t in enumerate(row for w, _ in windows for row in w.split(1))]
-        )
         for site in setting.sites:
-            x_RCD = torch.cat([found[site.key].cpu() for _, found in windows])
-            first_N = torch.zeros(x_RCD.shape[:2], dtype=torch.bool).index_fill_(1, torch.tensor([0]), True).flatten()
-            vectors = Vectors(x_RCD.flatten(0, 1).double(), first_N, documents_N)
-            about = {"site": site.hook, "seed": seed, "tokens": len(first_N)}
-            rows += [about | row for row in explained(vectors)]
-            rows += [about | {"tokens": read_RC.numel()} | row for row in spliced(setting, read_RC, site)]
+            vectors = Vectors.read(source, site, tokens)
+            about = {"site": site.hook, "seed": seed}
+            rows += [about | {"by": "metrics", "tokens": len(vectors.x_ND)} | row for row in explained(vectors)]
+            measured, expected = evaluated(source, site, vectors, tokens, splice_rows)
+            rows += [about | {"by": "evaluation"} | row for row in compared(measured, site, expected)]
             if site is residual:
-                known.append(knows_position0(vectors, seed))
+                known.append(knows_position0(measured, site, seed))
     table = pd.DataFrame(rows).reindex(columns=COLUMNS)
     table["error"] = (table["observed"] - table["expected"]).abs()
     observed = {"error": Observed.exactly(table["error"].max()), "position0": over_seeds(known)}
@@ -71,107 +55,193 @@ def metric_sanity(setting: Setting, *, tokens: int, splice_rows: int) -> Finding
 
 def hand_cases() -> Iterator[dict]:
     x, x_hat = torch.tensor([[2.0, 0.0], [0.0, 4.0]]), torch.tensor([[2.0, 1.0], [0.0, 3.0]])
-    yield {"codec": "hand case", "metric": "fvu", "expected": 0.2, "observed": metrics.fvu(x, x_hat)}
-    yield {
-        "codec": "hand case",
-        "metric": "bits",
-        "expected": 605.0,
-        "observed": round(metrics.bits(24_576, 32, False)),
+    row = {"by": "metrics", "codec": "hand case"}
+    yield row | {"metric": "fvu", "expected": 0.2, "observed": metrics.fvu(x, x_hat)}
+    yield row | {"metric": "bits", "expected": 605.0, "observed": round(metrics.bits(24_576, 32, False))}
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Activations of whole rows but for special tokens, and whether each stands at position 0."""
+
+    x_ND: Tensor
+    first_N: Tensor
+
+    @classmethod
+    def read(cls, source: Source, site: Site, tokens: int) -> "Vectors":
+        x, first = [], []
+        for tokens_RC, found in source.windows("test", [site], whole_rows(source, tokens)):
+            coded_N = coded_positions(tokens_RC, source.model.special_ids).flatten()
+            x.append(found[site.key].flatten(0, 1).cpu()[coded_N])
+            first.append(at_first(tokens_RC)[coded_N])
+        return cls(torch.cat(x), torch.cat(first))
+
+    def without_first(self) -> "Vectors":
+        return Vectors(self.x_ND[~self.first_N], self.first_N[~self.first_N])
+
+    def chunks(self, size: int = CHUNK) -> Iterator[tuple[Tensor, Tensor]]:
+        """(x_ND in float64, first_N)."""
+        for x_ND, first_N in zip(self.x_ND.split(size), self.first_N.split(size), strict=True):
+            yield x_ND.double(), first_N
+
+
+def whole_rows(source: Source, tokens: int) -> int:
+    """So many tokens that each reader of whole rows reads the same."""
+    return max(1, tokens // source.text.context) * source.text.context
+
+
+@dataclass(frozen=True)
+class Known:
+    """What explained variances follow from: means of all vectors, at position 0 and elsewhere; spread, sum |x - mean|^2;
+    share, that of position 0."""
+
+    mean_D: Tensor
+    first_D: Tensor
+    rest_D: Tensor
+    spread: float
+    vectors: int
+    share: float
+
+    @classmethod
+    def of(cls, vectors: Vectors) -> "Known":
+        by_place = metrics.Spread(vectors.x_ND.shape[1], 2)
+        for x_ND, first_N in vectors.chunks():
+            by_place.update(x_ND, first_N.long())
+        counts_P, count, means_PD = by_place.count_G, by_place.count_G.sum(), by_place.means()
+        mean_D = (counts_P / count) @ means_PD
+        first_D = means_PD[1] if counts_P[1] else means_PD[0]
+        total = by_place.of_documents().sum().item()
+        return cls(mean_D, first_D, means_PD[0], total, int(count), (counts_P[1] / count).item())
+
+    @property
+    def gap(self) -> float:
+        """n |mean at position 0 - mean elsewhere|^2 over the spread."""
+        return self.vectors * (self.first_D - self.rest_D).square().sum().item() / self.spread
+
+    @property
+    def between(self) -> float:
+        """What knowing position 0 explains: n0 n1 / n |m0 - m1|^2 over the spread, that between groups."""
+        return self.share * (1 - self.share) * self.gap
+
+
+def codecs(known: Known) -> dict[str, tuple[Codec, float]]:
+    """(codec, the explained variance of the vectors that it knows)."""
+    width = len(known.mean_D)
+    offset_D = (known.spread / known.vectors / width) ** 0.5 * torch.ones(width, dtype=torch.float64)
+
+    def half(x_ND: Tensor, _: Tensor) -> Tensor:
+        return known.mean_D + (x_ND - known.mean_D) / 2
+
+    return {
+        "identity": (lambda x, _: x, 1.0),
+        "mean": (lambda x, _: known.mean_D.expand_as(x), 0.0),
+        "position0": (lambda x, first: torch.where(first[:, None], known.first_D, known.rest_D), known.between),
+        "half": (half, 0.75),
+        "half, with a constant error": (lambda x, first: half(x, first) + offset_D / 2, 0.5),
     }
 
 
 def explained(vectors: Vectors) -> Iterator[dict]:
     """Explained variance, 1 - FVU, of every codec, with position 0 and without."""
     for position0, these in (("included", vectors), ("excluded", vectors.without_first())):
-        x_ND = these.x_ND
-        expected = known_values(these)
-        for name, codec in codecs(these).items():
-            x_hat_ND = codec(x_ND)
-            row = {"codec": name, "metric": "ev", "position0": position0, "expected": expected[name]}
-            yield row | {"observed": 1 - metrics.fvu(x_ND, x_hat_ND)} | faulty(x_ND, x_hat_ND)
-        half_ND = codecs(these)["half"](x_ND)
+        known = Known.of(these)
+        made = codecs(known)
+        for name, (codec, expected) in made.items():
+            row = {"codec": name, "metric": "ev", "position0": position0, "expected": expected}
+            yield row | {"observed": explained_variance(these, codec)} | faulty(these, codec, known)
+        half = made["half"][0]
         row = {"metric": "ev", "position0": position0, "expected": 0.75}
-        yield row | {"codec": "half, x 1000", "observed": 1 - metrics.fvu(1000 * x_ND, 1000 * half_ND)}
-        cut = sums_of(x_ND, half_ND, torch.zeros(len(x_ND), dtype=torch.long), 97)
-        yield row | {"codec": "half, in batches of 97", "observed": 1 - cut.fvu(torch.ones(1, 1).double()).item()}
+        yield row | {"codec": "half, x 1000", "observed": explained_variance(these, half, scale=1000.0)}
+        yield row | {"codec": "half, in batches of 97", "observed": explained_variance(these, half, batch=97)}
 
 
-def sums_of(x_ND: Tensor, x_hat_ND: Tensor, documents_N: Tensor, batch: int = 4096) -> metrics.Sums:
-    spread = metrics.Spread(x_ND.shape[1], int(documents_N.max()) + 1)
+def explained_variance(vectors: Vectors, codec: Codec, batch: int = CHUNK, scale: float = 1.0) -> float:
+    spread = metrics.Spread(vectors.x_ND.shape[1], 1)
     sums = metrics.Sums(spread)
-    for x, x_hat, documents in zip(x_ND.split(batch), x_hat_ND.split(batch), documents_N.split(batch), strict=True):
-        spread.update(x, documents)
-        sums.update(x, x_hat, documents)
-    return sums
+    for x_ND, first_N in vectors.chunks(batch):
+        nowhere_N = torch.zeros(len(x_ND), dtype=torch.long)
+        spread.update(scale * x_ND, nowhere_N)
+        sums.update(scale * x_ND, scale * codec(x_ND, first_N), nowhere_N)
+    return 1 - sums.fvu(torch.ones(1, 1, dtype=torch.float64)).item()
 
 
-def codecs(vectors: Vectors) -> dict[str, Callable[[Tensor], Tensor]]:
-    """They know the very vectors that they code, so that what they explain is known exactly."""
-    x_ND, first_N = vectors.x_ND, vectors.first_N
-    mean_D = x_ND.mean(0)
-    offset_D = (x_ND - mean_D).square().sum(1).mean().sqrt() * torch.ones_like(mean_D) / len(mean_D) ** 0.5
-
-    def position0(x_ND: Tensor) -> Tensor:
-        rest_D = x_ND[~first_N].mean(0)
-        return torch.where(first_N[:, None], x_ND[first_N].mean(0) if first_N.any() else rest_D, rest_D)
-
-    return {
-        "identity": lambda x: x,
-        "mean": lambda x: mean_D.expand_as(x),
-        "position0": position0,
-        "half": lambda x: mean_D + (x - mean_D) / 2,
-        "half, with a constant error": lambda x: mean_D + (x - mean_D) / 2 + offset_D / 2,
-    }
-
-
-def known_values(vectors: Vectors) -> dict[str, float]:
-    """The explained variances in closed form. position0: n0 n1 / n^2 |m0 - m1|^2 over the total variance, between groups."""
-    x_ND, first_N = vectors.x_ND, vectors.first_N
-    share = first_N.double().mean().item()
-    between = 0.0
-    if 0 < share < 1:
-        gap_D = x_ND[first_N].mean(0) - x_ND[~first_N].mean(0)
-        between = share * (1 - share) * gap_D.square().sum().item() / x_ND.var(0, correction=0).sum().item()
-    return {"identity": 1.0, "mean": 0.0, "position0": between, "half": 0.75, "half, with a constant error": 0.5}
-
-
-def faulty(x_ND: Tensor, x_hat_ND: Tensor) -> dict[str, float]:
+def faulty(vectors: Vectors, codec: Codec, known: Known) -> dict[str, float]:
     """Explained variance as it is often computed: mean of per-token ratios; variance about zero; about one number for all
     dimensions; of the residual about its own mean, which hides a constant error."""
-    error_N, spread_N = (x_ND - x_hat_ND).square().sum(1), (x_ND - x_ND.mean(0)).square().sum(1)
-    residual_ND = x_ND - x_hat_ND
+    ratio, error, square = torch.zeros(3, dtype=torch.float64)
+    residual_D = torch.zeros_like(known.mean_D)
+    for x_ND, first_N in vectors.chunks():
+        residual_ND = x_ND - codec(x_ND, first_N)
+        error_N = residual_ND.square().sum(1)
+        ratio += (error_N / (x_ND - known.mean_D).square().sum(1)).sum()
+        error += error_N.sum()
+        square += x_ND.square().sum()
+        residual_D += residual_ND.sum(0)
+    n, width = known.vectors, len(known.mean_D)
+    about_scalar = square - n * width * known.mean_D.mean() ** 2
     return {
-        "per_token_ratio": 1 - (error_N / spread_N).mean().item(),
-        "about_zero": 1 - (error_N.sum() / x_ND.square().sum()).item(),
-        "scalar_mean": 1 - (error_N.sum() / (x_ND - x_ND.mean()).square().sum()).item(),
-        "centred_residual": 1 - ((residual_ND - residual_ND.mean(0)).square().sum() / spread_N.sum()).item(),
+        "per_token_ratio": 1 - (ratio / n).item(),
+        "about_zero": 1 - (error / square).item(),
+        "scalar_mean": 1 - (error / about_scalar).item(),
+        "centred_residual": 1 - ((error - residual_D.square().sum() / n) / known.spread).item(),
     }
 
 
-def spliced(setting: Setting, tokens_RC: Tensor, site) -> Iterator[dict]:
-    """The activation in its own place costs nothing; what ablates recovers nothing, and the activation everything."""
-    clean = Clean.run(setting.source.model, tokens_RC, [site])
-    x_RCD = clean.activations[site.key]
-    mean_RCD = x_RCD[:, 1:].mean((0, 1)).expand_as(x_RCD)
-    for position0, put in (("included", lambda x: x), ("excluded", lambda x: keep_first(x_RCD, x))):
-        loss, kl = clean.spliced(site, put(x_RCD))
-        row = {"position0": position0, "codec": "identity", "expected": 0.0}
-        yield row | {"metric": "dce", "observed": (loss - clean.loss_RC).double().mean().item()}
-        yield row | {"metric": "kl", "observed": kl.double().mean().item()}
-        for ablation, x_hat in (("zero", torch.zeros_like(x_RCD)), ("mean", mean_RCD)):
-            ablated = clean.spliced(site, put(x_hat))[0].double().mean().item()
-            before = clean.loss_RC.double().mean().item()
-            for codec, spliced_loss, expected in (("identity", before, 1.0), (f"{ablation} ablation", ablated, 0.0)):
-                recovered = metrics.loss_recovered(ablated, spliced_loss, before)
-                row = {"position0": position0, "codec": codec, "metric": f"loss_recovered_{ablation}"}
-                yield row | {"expected": expected, "observed": recovered}
+def evaluated(
+    source: Source, site: Site, vectors: Vectors, tokens: int, splice_rows: int
+) -> tuple[Measurement, dict[tuple[str, str, str], float]]:
+    """The evaluation of the very vectors, and {(codec, metric, position0): its value in closed form}.
+
+    The mean is that without position 0, so that with it its error is the spread and n share^2 |m0 - m1|^2.
+    """
+    known, moments = Known.of(vectors), Moments()
+    for x_ND, _ in vectors.without_first().chunks():
+        moments.update(x_ND)
+    k = max(1, site.width // 4)
+    prefix = pca(moments, k, "prefix").to(source.model.device)
+    values_D = torch.linalg.eigvalsh(moments.covariance_DD)
+    means = Means(*(mean_D.float().to(source.model.device) for mean_D in (known.first_D, known.rest_D)))
+    measured = measure(
+        source.model, source.text.test, {site: {"pca_prefix": prefix}}, {site.key: means}, [],
+        tokens=whole_rows(source, tokens), splice_tokens=splice_rows * source.text.context, quantise=False, seed=source.seed,
+    )  # fmt: skip
+    expected: dict[tuple[str, str, str], float] = {
+        ("mean", "ev", "excluded"): 0.0,
+        ("mean", "ev", "included"): -(known.share**2) * known.gap,
+        ("position0", "ev", "excluded"): 0.0,
+        ("position0", "ev", "included"): known.between,
+        ("pca_prefix", "ev", "excluded"): (values_D[-k:].sum() / values_D.sum()).item(),
+        ("pca_prefix", "l0", "excluded"): k,
+    }
+    nothing = {
+        "ev": 1.0,
+        "l2_ratio": 1.0,
+        "dce": 0.0,
+        "kl": 0.0,
+        "loss_recovered_zero": 1.0,
+        "loss_recovered_mean": 1.0,
+    }
+    for position0 in ("excluded", "included"):
+        expected |= {("identity", metric, position0): value for metric, value in nothing.items()}
+        expected["mean", "loss_recovered_mean", position0] = 0.0
+    return measured, expected
 
 
-def knows_position0(vectors: Vectors, seed: int) -> tuple[float, Tensor]:
-    """(explained variance of the position-0 codec, its bootstrap over rows of text)."""
-    sums = sums_of(vectors.x_ND, codecs(vectors)["position0"](vectors.x_ND), vectors.documents_N)
-    ones = torch.ones(1, vectors.documents, dtype=torch.float64)
-    return 1 - sums.fvu(ones).item(), 1 - sums.fvu(metrics.bootstrap_weights(vectors.documents, DRAWS, seed))
+def compared(measured: Measurement, site: Site, expected: dict[tuple[str, str, str], float]) -> Iterator[dict]:
+    ones = torch.ones(1, measured.documents, dtype=torch.float64)
+    for (codec, metric, position0), value in expected.items():
+        found = measured.statistics(site, codec, position0)["fvu" if metric == "ev" else metric](ones).item()
+        row = {"codec": codec, "metric": metric, "position0": position0, "expected": value}
+        spliced = metric not in ("ev", "l0", "l2_ratio")
+        row["tokens"] = measured.splice_tokens if spliced else measured.tokens
+        yield row | {"observed": 1 - found if metric == "ev" else found}
+
+
+def knows_position0(measured: Measurement, site: Site, seed: int) -> tuple[float, Tensor]:
+    """(explained variance of the position-0 codec, its bootstrap over documents)."""
+    fvu = measured.statistics(site, "position0", "included")["fvu"]
+    ones = torch.ones(1, measured.documents, dtype=torch.float64)
+    return 1 - fvu(ones).item(), 1 - fvu(metrics.bootstrap_weights(measured.documents, DRAWS, seed))
 
 
 def figure(table: pd.DataFrame) -> str:
