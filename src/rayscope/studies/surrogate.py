@@ -30,6 +30,7 @@ COLUMNS = [
     "trained_tokens",
 ]  # fmt: skip
 DRAWS = 1000
+LARGEST = 1000.0  # a share of a gain that can vanish
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ def surrogate(
 ) -> Findings:
     """gain = 1 - FVU(rays) / FVU(pca_topk), PCA at the least k that costs at least the bits of the rays.
 
-    Rays are trained anew on each stream; PCA is that of the stream's own mean and covariance, which the four surrogates
+    fit_tokens: what moments and means by token are taken from; the fewer, the less of rare tokens the mixture keeps, and what it
+    lacks passes for more than tokens. Rays are trained anew on each stream; PCA is that of the stream's own mean and covariance, which the four surrogates
     share with the real one, and so do their test vectors exactly (`Surrogate.match`).
 
     Observes `prefix`, the largest relative difference of pca_prefix's FVU on the first three nulls from the real one;
@@ -167,13 +169,13 @@ def row_of(
 
 def worst_share(gains: dict, name: str, cells: list[tuple[str, int]], seeds: tuple[int, ...]) -> Observed:
     """The gain on a null over the real gain, the largest of all sites and k; nan where there is no real gain to share, and a draw
-    without one counts as the worst."""
+    without one counts as the worst, LARGEST."""
     shares = []
     for seed in seeds:
         each = []
         for cell in cells:
             (null, null_B), (real, real_B) = gains[name][*cell, seed], gains["real"][*cell, seed]
-            share_B = torch.where(real_B > 0, null_B / real_B, torch.inf)
+            share_B = torch.where(real_B > 0, null_B / real_B, LARGEST).clamp(max=LARGEST)
             each.append((null / real if real > 0 else math.nan, share_B))
         values = [value for value, _ in each]
         worst = math.nan if any(map(math.isnan, values)) else max(values)
