@@ -12,6 +12,7 @@ from rayscope.activations import Batch
 from rayscope.cli import main
 from rayscope.dictionaries import BatchTopK, BottleneckTopK, Linear, TopK
 from rayscope.meter import bits_per_token
+from rayscope.overrides import groups
 from rayscope.report import verdict_lines
 from rayscope.sites import resolve
 from rayscope.source import Source
@@ -248,6 +249,10 @@ def test_a_baseline_is_read_at_the_bits_of_the_rays():
     ("arguments", "said"),
     [
         (["paretto"], "no study=paretto; nearest: pareto"),
+        *[
+            ([study, "study.seeds=[7]"], "no option 'study.seeds'; nearest: study.sizes, study.sizes.full.seeds")
+            for study in groups()["study"]
+        ],
         (["pareto", "size=nite"], "size=nite: no such size; nearest: night (there are demo, night, full)"),
         (
             ["pareto", "study.sizes.demo.tokenz=2"],

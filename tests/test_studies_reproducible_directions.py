@@ -225,10 +225,10 @@ def run(*arguments: str, out: Path) -> tuple[pd.DataFrame, dict]:
 
 
 def test_the_study(tiny_gpt2, text_file, tmp_path):
-    sizes = "widths:[32,64],k:4,lr:0.01,tokens:3200,means_tokens:1024,test_tokens:1024"
+    sizes = "seeds:[0,1],widths:[32,64],k:4,lr:0.01,tokens:3200,means_tokens:1024,test_tokens:1024"
     options = [
         "model=gpt2", f"model.name={tiny_gpt2}", "model.context=null", "text=files", f"text.files={text_file}",
-        "stream.batch_size=64", "stream.round_tokens=512", "threads=1", "study.seeds=[0,1]", "study.run.taus=[.1,.2]",
+        "stream.batch_size=64", "stream.round_tokens=512", "threads=1", "study.run.taus=[.1,.2]",
         f"study.sizes.demo={{{sizes}}}",
     ]  # fmt: skip
     table, verdict = run(*options, "study.run.nulls=[token_mixture,random_weights]", out=tmp_path / "a")

@@ -93,7 +93,7 @@ def study(config: DictConfig, folder: Path) -> None:
     from rayscope.sites import resolve
 
     asked: Any = OmegaConf.to_container(config.study, resolve=True)
-    options = {"seeds": asked["seeds"], **asked["sizes"][config.size]}
+    options = asked["sizes"][config.size]
     source = open_source(config)
     sites = tuple(resolve(config.sites.patterns, source.model))
     setting = studies.Setting(source, sites, tuple(options.pop("seeds")), folder)
