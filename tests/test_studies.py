@@ -79,7 +79,7 @@ def test_a_study_observes_what_is_predicted(model, packed, tmp_path):
     def study(setting: Setting) -> Findings:
         return Findings(pd.DataFrame({"a": [1]}), {"x": Observed.exactly(3.0)}, "<svg/>")
 
-    setting = Setting(Source(model, packed), (), (0, 1), tmp_path)
+    setting = Setting(Source(model, packed), tuple(resolve("blocks.1.hook_resid_post", model)), (0, 1), tmp_path)
     about = {"name": "mine", "question": "Is x 3?", "size": "demo"}
     with pytest.raises(ValueError, match="predictions y, but it observes x"):
         conduct(study, setting, predictions={"y": Prediction("y")}, **about)
@@ -91,6 +91,22 @@ def test_a_study_observes_what_is_predicted(model, packed, tmp_path):
     first, second = verdict_lines(verdict)
     assert first.startswith("mine (size demo, model")
     assert second == "  pass: x is 3 [x]: observed 3, asked >= 3"
+
+
+def test_a_study_without_sites_or_seeds_is_refused(model, packed, source, tmp_path, capsys):
+    known, sites = Source(model, packed), tuple(resolve("blocks.1.hook_resid_post", model))
+    with pytest.raises(ValueError, match=r"^seeds: none given; a study needs at least one, such as \[0, 1, 2\]$"):
+        Setting(known, sites, (), tmp_path)
+    with pytest.raises(ValueError, match=r"^sites: none given; .* blocks.3.hook_resid_post$"):
+        Setting(known, (), (0,), tmp_path)
+    for asked in ("study.sizes.demo.seeds=[]", "study.sizes.demo.seeds=null", "~study.sizes.demo.seeds"):
+        with pytest.raises(SystemExit):
+            main(["study", "metric_sanity", *source, asked, f"out={tmp_path / 'run'}"])
+        assert (
+            capsys.readouterr()
+            .err.strip()
+            .endswith("rayscope: seeds: none given; a study needs at least one, such as [0, 1, 2]")
+        )
 
 
 def test_metric_sanity(source, tmp_path):
@@ -222,7 +238,6 @@ def test_ratio_of_what_costs_nothing():
 
 def test_amortisation_gap_of_what_a_coder_can_recode(model, packed):
     from rayscope.comparison import Comparison
-    from rayscope.source import Source
 
     source = Source(model, packed, batch_size=64, round_tokens=512)
     (site,) = resolve("blocks.1.hook_resid_post", model)

@@ -19,8 +19,9 @@ from rayscope.sites import Site
 from rayscope.source import Source
 from rayscope.studies.arms import train_arms
 from rayscope.studies.polarity import PARTS, Ends, Polarity
-from rayscope.studies.rays_vs_directions import A, B, makers
+from rayscope.studies.rays_vs_directions import A, B, makers, rays_vs_directions
 from rayscope.studies.sign_flip import SignFlip
+from rayscope.studies.study import Setting
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -151,6 +152,20 @@ def test_sign_flip_mirrors_half_of_the_vectors_in_the_mean(model, packed):
     assert not torch.equal(other[5].activations[key], flipped[5].activations[key])
     with pytest.raises(ValueError, match=r"means: that of blocks.1.mlp.hook_post is not given"):
         SignFlip(real, {key: means[key]})
+
+
+def test_what_cannot_be_measured_is_refused_before_anything_is_trained(model, packed, tmp_path):
+    setting = Setting(Source(model, packed), (Site("blocks.1.hook_resid_post", 32, 1),), (0,), tmp_path)
+    sizes = dict.fromkeys(("tokens", "fit_tokens", "test_tokens", "splice_tokens", "validation_tokens"), 512)
+    options = {**sizes, "latents": 8, "rank": 2, "lr": None, "world": World, "planted": {}}
+    for ks, null_k, bipolar, words in (
+        ([], 2, [0.5], r"^ks=\[\]: nothing to measure; give at least one$"),
+        ([2], 2, [], r"^bipolar=\[\]: nothing to measure; give at least one$"),
+        ([2, 4], 3, [0.5], r"^null_k=3 is not among ks=\[2, 4\]; choose one of those$"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            rays_vs_directions(setting, ks=ks, null_k=null_k, bipolar=bipolar, **options)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_study(tiny_gpt2, text_file, tmp_path):

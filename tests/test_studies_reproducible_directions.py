@@ -16,6 +16,7 @@ from rayscope.cli import main
 from rayscope.dictionaries import Codes, Learned, TopK
 from rayscope.metrics import bootstrap_weights
 from rayscope.planted import World
+from rayscope.sites import resolve
 from rayscope.source import Source
 from rayscope.studies.halves import half_of_rows, halves
 from rayscope.studies.reproduced import (
@@ -210,7 +211,7 @@ def test_planted_rays_are_found_again_and_a_gaussians_are_not(tmp_path):
 
 
 def test_what_cannot_be_judged_is_refused_before_anything_is_trained(model, packed, tmp_path):
-    setting = Setting(Source(model, packed), (), (0, 1), tmp_path)
+    setting = Setting(Source(model, packed), tuple(resolve("blocks.1.hook_resid_post", model)), (0, 1), tmp_path)
     sizes = {"widths": [8], "k": 2, "tokens": 640, "means_tokens": 640, "test_tokens": 640}
     for nulls, words in ((["gausian"], "nulls=gausian; some of gaussian"), ([], "nulls=none; some of gaussian")):
         with pytest.raises(ValueError, match=words):

@@ -96,7 +96,7 @@ def study(config: DictConfig, folder: Path) -> None:
     options = asked["sizes"][config.size]
     source = open_source(config)
     sites = tuple(resolve(config.sites.patterns, source.model))
-    setting = studies.Setting(source, sites, tuple(options.pop("seeds")), folder)
+    setting = studies.Setting(source, sites, tuple(options.pop("seeds", None) or ()), folder)
     verdict = studies.conduct(
         hydra.utils.instantiate(asked["run"], **options),
         setting,

@@ -84,8 +84,12 @@ def rays_vs_directions(
     least bipolar_share of all sites on flipped activations; `bipolar_share`, the largest of all sites, B's mean over ks;
     `dce_ratio_residual` and `dce_ratio_mlp`, geometric means over such sites and ks of dCE(B) / dCE(A);
     `flipped_fvu_ratio`, that of FVU(A) / FVU(B) on flipped activations; `shared_context`, shared - null of B (see `Ends`),
-    a mean over sites and ks. NaN where nothing was there to measure. Raises ValueError for a null_k not among ks.
+    a mean over sites and ks. NaN where nothing was there to measure.
+    Raises ValueError for no ks, no bipolar, and a null_k not among ks.
     """
+    for name, given in (("ks", ks), ("bipolar", bipolar)):
+        if not given:
+            raise ValueError(f"{name}=[]: nothing to measure; give at least one")
     if null_k not in ks:
         raise ValueError(f"null_k={null_k} is not among ks={list(ks)}; choose one of those")
     source, sites, folder = setting.source, setting.sites, setting.folder / "arms"

@@ -22,12 +22,20 @@ from rayscope.source import Source
 
 @dataclass(frozen=True)
 class Setting:
-    """What a study works with. folder: the run's, in which its arms are trained, each resumed from its checkpoint."""
+    """What a study works with. folder: the run's, in which its arms are trained, each resumed from its checkpoint.
+
+    Raises ValueError without a site or a seed.
+    """
 
     source: Source
     sites: tuple[Site, ...]
     seeds: tuple[int, ...]
     folder: Path
+
+    def __post_init__(self):
+        for name, such in (("sites", "blocks.3.hook_resid_post"), ("seeds", "[0, 1, 2]")):
+            if not getattr(self, name):
+                raise ValueError(f"{name}: none given; a study needs at least one, such as {such}")
 
 
 @dataclass(frozen=True)
