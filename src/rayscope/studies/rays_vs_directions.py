@@ -3,9 +3,8 @@
 B bootstrap draws, G documents, P parts of the documents.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,27 +23,12 @@ from rayscope.reconstruction import pieces, reconstruct
 from rayscope.sites import Site
 from rayscope.studies.arms import train_arms
 from rayscope.studies.polarity import PARTS, Ends, Polarity
+from rayscope.studies.rays_vs_directions_observed import DRAWS, A, Arm, B, observe
 from rayscope.studies.rays_vs_directions_records import Records, figure
 from rayscope.studies.sign_flip import SignFlip
-from rayscope.studies.study import Findings, Observed, Setting, over_seeds
+from rayscope.studies.study import Findings, Setting
 
-A, B = "A_rays_2m", "B_directions_m"
-SITES: dict[str, Callable[[str], bool]] = {
-    "residual": lambda hook: "resid" in hook,
-    "mlp": lambda hook: "mlp" in hook,
-}
-DRAWS, POLARITY_DRAWS = 1000, 200
-
-
-@dataclass(frozen=True)
-class Arm:
-    arm: str
-    k: int
-    seed: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.arm}_k{self.k}_s{self.seed}"
+POLARITY_DRAWS = 200
 
 
 def makers(m: int, rank: int) -> dict[str, Callable[..., Learned]]:
@@ -80,11 +64,12 @@ def rays_vs_directions(
 
     world: makes one of (bipolar, seed). planted: latents, k, lr, tokens, test_tokens of the AbsTopK trained on each.
 
-    Observes `planted`, the largest |bipolar_share, a mean over seeds, - what is planted| of all worlds; `sign_flip`, the
+    Observes `planted`, |bipolar_share - what is planted|, a mean over seeds, the largest of all worlds; `sign_flip`, the
     least bipolar_share of all sites on flipped activations; `bipolar_share`, the largest of all sites, B's mean over ks;
-    `dce_ratio_residual` and `dce_ratio_mlp`, geometric means over such sites and ks of dCE(B) / dCE(A);
-    `flipped_fvu_ratio`, that of FVU(A) / FVU(B) on flipped activations; `shared_context`, shared - null of B (see `Ends`),
-    a mean over sites and ks. NaN where nothing was there to measure.
+    `dce_ratio_residual` and `dce_ratio_mlp`, geometric means over such sites and ks of dCE(B) / dCE(A), a draw in which
+    either costs nothing at the bound (see `log_ratio`); `flipped_fvu_ratio`, that of FVU(A) / FVU(B) on flipped activations;
+    `shared_context`, shared - null of B (see `Ends`), a mean over the sites and ks that have one, its interval over seeds
+    alone. NaN where nothing was there to measure.
     Raises ValueError for no ks, no bipolar, and a null_k not among ks.
     """
     for name, given in (("ks", ks), ("bipolar", bipolar)):
@@ -217,59 +202,3 @@ def on_world(
     add("bipolar_share", *with_draws(found.bipolar_share, weights_BP))
     add("true_bipolar_share", *with_draws(true.bipolar_share, weights_BP))
     add("polarity", *with_draws(found.mean_polarity, weights_BP))
-
-
-def observe(
-    records: Records, hooks: list[str], ks: list[int], null_k: int, seeds: Sequence[int], bipolar: list[float]
-) -> dict[str, Observed]:
-    def got(stream: str, hook: str, arm: str, k: int, seed: int, metric: str) -> Tensor:
-        """[1 + B]: the value, and its draws."""
-        return records.drawn[stream, hook, Arm(arm, k, seed), metric]
-
-    def seedwise(of: Callable[[int], Tensor]) -> Observed:
-        each = [of(seed) for seed in seeds]
-        return over_seeds([(v[0].item(), v[1:]) for v in each])
-
-    def bipolar_share(stream: str, of_ks: list[int], seed: int) -> Tensor:
-        """[sites, 1 + B]: B's, a mean over ks."""
-        return torch.stack(
-            [torch.stack([got(stream, h, B, k, seed, "bipolar_share") for k in of_ks]).mean(0) for h in hooks]
-        )
-
-    def nothing() -> Observed:
-        return Observed.exactly(float("nan"))
-
-    def ratio(stream: str, top: str, below: str, metric: str, these: list[str], of_ks: list[int]) -> Observed:
-        """Geometric mean over sites and ks. Where one number or draw is not above 0 there is no ratio to speak of."""
-
-        def log_ratio(seed: int) -> Tensor:
-            pairs = [[got(stream, h, a, k, seed, metric) for a in (top, below)] for h in these for k in of_ks]
-            return torch.stack([t.log() - b.log() for t, b in pairs]).mean(0)
-
-        if not these or not all(log_ratio(seed).isfinite().all() for seed in seeds):
-            return nothing()
-        found = seedwise(log_ratio)
-        return Observed(*(math.exp(x) for x in (found.value, found.low, found.high)))
-
-    planted = [
-        abs(sum(records.drawn[f"planted_{b:g}", "planted", a, "bipolar_share"][0].item() for a in each) / len(each) - b)
-        for b in bipolar
-        if (each := [a for s, _, a, _ in records.drawn if s == f"planted_{b:g}"])
-    ]
-    shared = [
-        records.value("real", h, Arm(B, k, s), "shared_context")
-        - records.value("real", h, Arm(B, k, s), "shared_context_null")
-        for h in hooks for k in ks for s in seeds
-    ]  # fmt: skip
-    return {
-        "planted": Observed.exactly(max(planted)),
-        "sign_flip": seedwise(lambda seed: bipolar_share("sign_flip", [null_k], seed).amin(0)),
-        "bipolar_share": seedwise(lambda seed: bipolar_share("real", ks, seed).amax(0)),
-        **{
-            f"dce_ratio_{kind}": ratio("real", B, A, "dce", these, ks)
-            for kind, holds in SITES.items()
-            for these in [[h for h in hooks if holds(h)]]
-        },
-        "flipped_fvu_ratio": ratio("sign_flip", A, B, "fvu", hooks, [null_k]),
-        "shared_context": Observed.exactly(sum(shared) / len(shared)),
-    }
