@@ -129,7 +129,7 @@ def test_metric_sanity_sees_a_fault_in_the_evaluation(source, tmp_path, monkeypa
     monkeypatch.setattr(
         "rayscope.evaluation.at_first", lambda tokens_RC: torch.zeros(tokens_RC.numel(), dtype=torch.bool)
     )
-    sizes = ["study.sizes.demo.tokens=512", "study.sizes.demo.splice_rows=2", "study.seeds=[0]"]
+    sizes = ["study.sizes.demo.tokens=512", "study.sizes.demo.splice_rows=2", "study.sizes.demo.seeds=[0]"]
     table, verdict = run("metric_sanity", *source, *sizes, out=tmp_path / "a")
     assert verdict["predictions"]["error"]["pass"] is False
     wrong = table[table["error"] > 1e-6]
