@@ -207,7 +207,7 @@ def test_shares_of_a_gain():
 PARETO = [
     "study.sizes.demo.tokens=1280", "study.sizes.demo.held_out=640", "study.sizes.demo.splice_tokens=320",
     "study.sizes.demo.latents=48", "study.sizes.demo.ks=[2,4]", "study.sizes.demo.sample=400", "study.effort.demo.iterations=2",
-    "study.sizes.demo.gap_tokens=64", "study.run.fit_tokens=1280", "study.run.validation_tokens=320",
+    "study.sizes.demo.gap_tokens=64", "study.sizes.demo.fit_tokens=1280", "study.sizes.demo.validation_tokens=320",
     "sites.patterns=[blocks.1.hook_resid_post]", "study.run.baselines.ica.fit.components=16",
 ]  # fmt: skip
 
@@ -273,6 +273,7 @@ def test_a_baseline_is_read_at_the_bits_of_the_rays():
             ["pareto", "study.sizes.demo.tokenz=2"],
             "no option 'study.sizes.demo.tokenz'; nearest: study.sizes.demo.tokens",
         ),
+        (["pareto", "study.sizes.demo.ks=[]"], "study.sizes.<size>.ks=[]: give at least one k, such as [8, 16]"),
     ],
 )
 def test_what_is_wrong_is_one_line(source, tmp_path, capsys, arguments, said):

@@ -62,6 +62,8 @@ def pareto(
     Observes ratios of dCE at equal bits, each the least over sites (and k, where more than one is measured):
     `sparse_pca` that of pca_topk to the rays', `token_means` and `best_fitted` (the best baseline but token_means) at the least k.
     """
+    if not ks:
+        raise ValueError("study.sizes.<size>.ks=[]: give at least one k, such as [8, 16]")
     seeds, first = setting.seeds, min(ks)
     made = {
         f"{name}_k{k}_s{seed}": partial(make, latents=latents, k=k, seed=seed, lr=lr)
