@@ -4,6 +4,7 @@ B bootstrap draws, N vectors.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,11 +20,11 @@ from rayscope.comparison import Baseline, Comparison, compare
 from rayscope.dictionaries import Dictionary, Learned, recoded
 from rayscope.drawing import COLOURS, LINES, MARKERS, label, log_axis, panels
 from rayscope.evaluation import Measurement
-from rayscope.meter import bits_per_token
+from rayscope.meter import Meter, bits_per_token
 from rayscope.pipeline import measure_compared
 from rayscope.reconstruction import reconstruct
 from rayscope.sites import Site
-from rayscope.studies.arms import train_arms
+from rayscope.studies.arms import groups, lent, parts, train_arms
 from rayscope.studies.study import Findings, Setting, over_seeds
 
 COLUMNS = [
@@ -73,14 +74,18 @@ def pareto(
         for seed in of
     }
     source, sites = setting.source, setting.sites
-    held = source.stream("validation", sites, validation_tokens, "fp32")
-    learned = train_arms(
-        setting.folder / "arms", source.stream("train", sites, tokens), held, made,
-        vocabulary=source.model.vocabulary, about={site: source.provenance(site) for site in sites},
-    )  # fmt: skip
+    learned: dict[Site, dict[str, Dictionary]] = {site: {} for site in sites}
+    for number, (there, names) in enumerate(groups(sites, made, latents)):
+        trained = train_arms(
+            setting.folder / "arms" / str(number), source.stream("train", there, tokens),
+            source.stream("validation", there, validation_tokens, "fp32"), {name: made[name] for name in names},
+            vocabulary=source.model.vocabulary, about={site: source.provenance(site) for site in there},
+        )  # fmt: skip
+        for site, named in trained.items():
+            learned[site] |= {name: dictionary.cpu() for name, dictionary in named.items()}
     fitted = {name: Baseline(**entry) for name, entry in baselines.items()}
     compared = compare(source, learned, fitted, first, fit_tokens, sample)
-    measured = measure_compared(
+    measured = measure_in_parts(
         compared, tokens=held_out, splice_tokens=splice_tokens, validation_tokens=validation_tokens
     )
     gaps = amortisation(compared, gap_tokens, first, seeds[0])
@@ -100,6 +105,20 @@ def pareto(
         ),
     }
     return Findings(table, observed, figure(table))
+
+
+def measure_in_parts(compared: Comparison, **options: Any) -> Measurement:
+    """`measure_compared`, with as many dictionaries at a time as fit on the device; the documents are always the same."""
+    found: list[Measurement] = []
+    for part in parts(compared.all):
+        with lent((d for named in part.values() for d in named.values()), compared.source.model.device):
+            found.append(measure_compared(replace(compared, all=part), **options))
+    meters: dict[Site, dict[str, Meter]] = {site: {} for site in compared.all}
+    for site, named in ((site, named) for one in found for site, named in one.meters.items()):
+        before = {name: meter for name, meter in meters[site].items() if name not in named}
+        meters[site] = before | named  # what is no dictionary is in every part, and stays last
+    zero_G = {key: sums_G for one in found for key, sums_G in one.zero_G.items()}
+    return replace(found[0], meters=meters, zero_G=zero_G)
 
 
 class Ratios:
@@ -161,8 +180,9 @@ def amortisation(compared: Comparison, tokens: int, first: int, seed: int) -> di
             if dictionary.side or dictionary.adaptive or dictionary.dense:
                 continue  # a coder would have other codes to spend, or know less
             coders = ["omp", *(["fista"] if name.endswith(f"_k{first}_s{seed}") else [])]
-            both = {"own": dictionary, **{coder: recoded(dictionary, coder) for coder in coders}}
-            fvu = {n: m.statistics()["fvu"] for n, m in reconstruct({site: both}, test)[site].items()}
+            with lent([dictionary], source.model.device):
+                both = {"own": dictionary, **{coder: recoded(dictionary, coder) for coder in coders}}
+                fvu = {n: m.statistics()["fvu"] for n, m in reconstruct({site: both}, test)[site].items()}
             value = {n: f(torch.ones(1, len(test.documents_N.unique())).double()).item() for n, f in fvu.items()}
             found[site, name] = {f"gap_{c}": value["own"] - value[c] for c in coders} | {"gap_tokens": len(test)}
     return found
