@@ -4,8 +4,10 @@ S vectors of a sample, D site width, R components.
 """
 
 import warnings
+from contextlib import suppress
 
 import torch
+from numpy.linalg import LinAlgError
 from sklearn.decomposition import FastICA
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
@@ -43,7 +45,10 @@ def ica(
     fit = FastICA(whiten=False, max_iter=iterations, tol=tolerance, random_state=seed)  # type: ignore[arg-type]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # said in provenance
-        fit.fit(white_SR)
+        with suppress(
+            LinAlgError
+        ):  # of the rotation's pseudo-inverse, at the end: not read here, and in float32 an SVD
+            fit.fit(white_SR)  # of singular values that are all 1 does not always converge
     rotation_RR = torch.from_numpy(fit.components_).double()
     dictionary = Linear(len(mean_D), kept, k, coder, rotation_RR * scale_R @ axes_DR.T, mean_D)
     found = {"iterations": fit.n_iter_, "converged": fit.n_iter_ < iterations}
