@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +15,7 @@ from rayscope.meter import bits_per_token
 from rayscope.report import verdict_lines
 from rayscope.sites import Site, resolve
 from rayscope.studies import Findings, Observed, Prediction, Setting, arms, conduct, over_seeds
-from rayscope.studies.pareto import amortisation, at_bits, ratio
+from rayscope.studies.pareto import amortisation, at_bits, for_seeds, method_and_seed, ratio, seed_last
 from rayscope.studies.surrogate import STREAMS, worst_share
 
 
@@ -150,6 +151,7 @@ def test_shares_of_a_gain():
 
 
 PARETO = [
+    "study.sizes.demo.seeds=[0,1]",
     "study.sizes.demo.tokens=1280", "study.sizes.demo.held_out=640", "study.sizes.demo.splice_tokens=320",
     "study.sizes.demo.latents=48", "study.sizes.demo.ks=[2,4]", "study.sizes.demo.sample=400", "study.effort.demo.iterations=2",
     "study.sizes.demo.gap_tokens=64", "study.sizes.demo.fit_tokens=1280", "study.sizes.demo.validation_tokens=320",
@@ -159,23 +161,38 @@ PARETO = [
 
 def test_pareto(source, tmp_path, monkeypatch):
     table, verdict = run("pareto", *source, *PARETO, out=tmp_path / "a")
-    monkeypatch.setattr(arms, "LIMIT", 3 * 32 * 48 * 32)  # three dictionaries at a time
+    monkeypatch.setattr(arms, "LIMIT", 10 * 32 * 48 * 32)  # ten dictionaries at a time
     again, _ = run("pareto", *source, *PARETO, out=tmp_path / "b")
     assert sorted(p.name for p in (tmp_path / "a/arms").iterdir()) == ["0"]
-    assert sorted(p.name for p in (tmp_path / "b/arms").iterdir()) == ["0", "1", "2"]
+    assert sorted(p.name for p in (tmp_path / "b/arms").iterdir()) == ["0", "1"]
     pd.testing.assert_frame_equal(table, again)
     assert {"rays", "directions", "frozen", "soft_frozen", "pca_topk", "k_svd", "semi_nmf", "mean"} <= set(
         table["method"]
     )
     assert set(table.loc[table["bits"].notna(), "quantised"]) == {True}
-    sparse = table[table["method"] == "pca_topk"].sort_values("bits")
-    ratios = []
+    seeded = {"ica", "semi_nmf", "k_means", "k_svd", "random"}
+    for method, rows in table[table["bits"].notna()].groupby("method"):
+        fitted = set() if rows["role"].iloc[0] == "baseline" and method not in seeded else {0, 1}
+        assert set(rows["seed"].dropna()) == fitted, method
+    sparse: dict[int, list[float]] = {0: [], 1: []}
+    best = []
     for rays in table[table["method"] == "rays"].to_dict("records"):
-        theirs = sparse[sparse["bits"] >= rays["bits"]].iloc[0]  # the baseline never has fewer bits
-        assert theirs["bits"] < rays["bits"] + 20
-        ratios.append(theirs["dce"] / rays["dce"] if rays["dce"] > 0 else 1000 * (theirs["dce"] > 0))
-    assert verdict["predictions"]["sparse_pca"]["observed"] == pytest.approx(min(ratios), rel=1e-3)
-    assert table["gap_omp"].notna().sum() == 8  # every arm at every k
+        there = table[
+            table["seed"].isna() | (table["seed"] == rays["seed"])
+        ]  # fitted with the rays' seed, or with none
+        near = there[(there["bits"] >= rays["bits"]) & (there["bits"] < rays["bits"] + 20)]  # never of fewer bits
+        theirs = near[(near["role"] == "baseline") | (near["method"] == "random")].sort_values("bits")
+        dce = theirs.groupby("method")["dce"].first()
+        of = {m: v / rays["dce"] if rays["dce"] > 0 else 1000 * (v > 0) for m, v in dce.items()}
+        sparse[rays["seed"]].append(of["pca_topk"])
+        if rays["k"] == 2:
+            assert {"ica", "k_svd", "random", "semi_nmf", "neurons"} <= set(of)
+            best.append(min(of[m] for m in of if m != "token_means"))
+    assert verdict["predictions"]["sparse_pca"]["observed"] == pytest.approx(
+        sum(map(min, sparse.values())) / 2, rel=1e-3
+    )
+    assert verdict["predictions"]["best_fitted"]["observed"] == pytest.approx(sum(best) / 2, rel=1e-3)
+    assert table["gap_omp"].notna().sum() == 16  # every arm at every k and seed
     assert table["gap_fista"].notna().sum() == 4  # each arm at the least k and first seed
 
 
@@ -232,10 +249,35 @@ def test_amortisation_gap_of_what_a_coder_can_recode(model, packed):
 def test_a_baseline_is_read_at_the_bits_of_the_rays():
     named = {f"pca_k{k}": Linear(16, 16, k, "topk", torch.eye(16)) for k in (2, 3, 9)}
     three = bits_per_token(named["pca_k3"])
-    assert at_bits("pca", named, three - 1) == "pca_k3"
-    assert at_bits("pca", named, three) == "pca_k3"
-    assert at_bits("pca", named, three + 1) is None  # the next has far more
-    assert at_bits("ica", named, three) is None
+    assert at_bits("pca", named, three - 1, 0) == "pca_k3"
+    assert at_bits("pca", named, three, 0) == "pca_k3"
+    assert at_bits("pca", named, three + 1, 0) is None  # the next has far more
+    assert at_bits("ica", named, three, 0) is None
+    of_seeds = seed_last(
+        {f"ica_s{seed}_k{k}": Linear(16, 16, k, "topk", torch.eye(16)) for k in (2, 3) for seed in (0, 12)}
+    )
+    assert at_bits("ica", of_seeds, three, 0) == "ica_k3_s0"
+    assert at_bits("ica", of_seeds, three, 12) == "ica_k3_s12"
+    assert at_bits("ica", of_seeds, three, 1) is None
+    assert method_and_seed("k_svd_k9_s1") == ("k_svd", 1)
+    assert method_and_seed("pca_split_k9") == ("pca_split", None)
+    assert method_and_seed("mean") == ("mean", None)
+
+
+def test_a_baseline_is_fitted_for_every_seed_that_its_fit_takes():
+    def seeded(fit, seed: int = 7) -> Linear:
+        dictionary = Linear(16, 16, 1, "topk", torch.eye(16))
+        dictionary.provenance["seed"] = seed
+        return dictionary
+
+    entries = {
+        "a": {"fit": seeded, "max_k": 1}, "b": {"fit": partial(seeded, seed=5)}, "c": {"fit": lambda fit: None, "budgets": "headline"},
+    }  # fmt: skip
+    found = for_seeds(entries, (0, 3))
+    assert list(found) == ["a_s0", "a_s3", "b", "c"]
+    assert [found[n].fit(None).provenance["seed"] for n in ("a_s0", "a_s3", "b")] == [0, 3, 5]  # type: ignore[union-attr, arg-type]
+    assert [b.max_k for b in found.values()] == [1, 1, None, None]
+    assert found["c"].budgets == "headline"
 
 
 @pytest.mark.parametrize(

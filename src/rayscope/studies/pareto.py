@@ -3,7 +3,9 @@
 B bootstrap draws, N vectors.
 """
 
-from collections.abc import Callable
+import inspect
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -32,6 +34,7 @@ COLUMNS = [
     "dce_high", "kl", "kl_low", "kl_high", "l0", "dead", "gap_omp", "gap_fista", "quantised", "tokens", "splice_tokens",
     "gap_tokens", "trained_tokens",
 ]  # fmt: skip
+NAME = re.compile(r"(.+)_k\d+(?:_s(\d+))?")
 DRAWS = 1000
 NULLS = ("random", "frozen", "soft_frozen", "mean")
 BAND = ("random", "frozen")  # of the figure: directions that know nothing of the data
@@ -55,7 +58,8 @@ def pareto(
     gap_tokens: int,
     lr: float | None = None,
 ) -> Findings:
-    """arms are trained at every k and seed, controls at every k with the first seed; "rays" and "pca_topk" must be there.
+    """arms and controls are trained at every k and seed, baselines whose fit takes a `seed` fitted for each; "rays" and
+    "pca_topk" must be there.
 
     gap_omp, gap_fista: the amortisation gap, the FVU of the dictionary's own codes less that of the coder's on its
     directions, on the first gap_tokens test vectors and without quantisation; FISTA for the least k and first seed alone.
@@ -68,10 +72,9 @@ def pareto(
     seeds, first = setting.seeds, min(ks)
     made = {
         f"{name}_k{k}_s{seed}": partial(make, latents=latents, k=k, seed=seed, lr=lr)
-        for group, of in ((arms, seeds), (controls, seeds[:1]))
-        for name, make in group.items()
+        for name, make in {**arms, **controls}.items()
         for k in ks
-        for seed in of
+        for seed in seeds
     }
     source, sites = setting.source, setting.sites
     learned: dict[Site, dict[str, Dictionary]] = {site: {} for site in sites}
@@ -83,8 +86,8 @@ def pareto(
         )  # fmt: skip
         for site, named in trained.items():
             learned[site] |= {name: dictionary.cpu() for name, dictionary in named.items()}
-    fitted = {name: Baseline(**entry) for name, entry in baselines.items()}
-    compared = compare(source, learned, fitted, first, fit_tokens, sample)
+    compared = compare(source, learned, for_seeds(baselines, seeds), first, fit_tokens, sample)
+    compared = replace(compared, all={site: seed_last(named) for site, named in compared.all.items()})
     measured = measure_in_parts(
         compared, tokens=held_out, splice_tokens=splice_tokens, validation_tokens=validation_tokens
     )
@@ -101,10 +104,33 @@ def pareto(
         "sparse_pca": over_seeds([ratios.least(["pca_topk"], ks, seed) for seed in seeds]),
         "token_means": over_seeds([ratios.least(["token_means"], [first], seed) for seed in seeds]),
         "best_fitted": over_seeds(
-            [ratios.least([n for n in fitted if n != "token_means"], [first], seed) for seed in seeds]
+            [ratios.least([n for n in baselines if n != "token_means"], [first], seed) for seed in seeds]
         ),
     }
     return Findings(table, observed, figure(table))
+
+
+def for_seeds(baselines: dict[str, dict[str, Any]], seeds: Sequence[int]) -> dict[str, Baseline]:
+    """{name: baseline}, and {name_s0: ..., name_s1: ...} of one whose fit takes a seed and is given none."""
+    found: dict[str, Baseline] = {}
+    for name, entry in baselines.items():
+        fit = entry["fit"]
+        if "seed" in inspect.signature(fit).parameters and "seed" not in getattr(fit, "keywords", {}):
+            found |= {f"{name}_s{seed}": Baseline(**{**entry, "fit": partial(fit, seed=seed)}) for seed in seeds}
+        else:
+            found[name] = Baseline(**entry)
+    return found
+
+
+def seed_last(named: dict[str, Dictionary]) -> dict[str, Dictionary]:
+    """ica_s0_k9 as ica_k9_s0, as the learned ones are named."""
+    return {re.sub(r"(_s\d+)(_k\d+)$", r"\2\1", name): dictionary for name, dictionary in named.items()}
+
+
+def method_and_seed(name: str) -> tuple[str, int | None]:
+    """rays_k8_s0 -> rays, 0; pca_topk_k9 -> pca_topk, None: the same for every seed."""
+    method, seed = NAME.fullmatch(name).groups() if NAME.fullmatch(name) else (name, None)
+    return method, None if seed is None else int(seed)
 
 
 def measure_in_parts(compared: Comparison, **options: Any) -> Measurement:
@@ -135,14 +161,14 @@ class Ratios:
         return self.measured.statistics(site, name)["dce"](self.weights_BG)
 
     def least(self, methods: list[str], ks: list[int], seed: int) -> tuple[float, Tensor]:
-        """(value, [B]): the least over sites, ks and methods; a baseline is read at the k that costs the bits of the rays."""
+        """(value, [B]): the least over sites, ks and methods; a baseline is read at the k that costs the bits of the rays, fitted with their seed."""
         found = []
         for site, named in self.compared.all.items():
             for k in ks:
                 rays = f"rays_k{k}_s{seed}"
                 mine = self.dce(site, rays)
                 for method in methods:
-                    theirs = at_bits(method, named, bits_per_token(named[rays]))
+                    theirs = at_bits(method, named, bits_per_token(named[rays]), seed)
                     if theirs:
                         found.append(ratio(self.dce(site, theirs), mine))
         if not found:
@@ -157,9 +183,10 @@ def ratio(theirs: Tensor, mine: Tensor) -> Tensor:
     return torch.where(mine > 0, theirs / mine, free).clamp(-LARGEST, LARGEST)
 
 
-def at_bits(method: str, named: dict[str, Dictionary], bits: float) -> str | None:
-    """The method's dictionary of the fewest bits at or above these, if one code less would have fewer."""
-    there = {n: bits_per_token(d) for n, d in named.items() if n.rpartition("_k")[0] == method}
+def at_bits(method: str, named: dict[str, Dictionary], bits: float, seed: int) -> str | None:
+    """The method's dictionary, of this seed or of none, of the fewest bits at or above these, if one code less would have fewer."""
+    fitting = ((method, seed), (method, None))
+    there = {n: bits_per_token(d) for n, d in named.items() if method_and_seed(n) in fitting}
     above = sorted((b, n) for n, b in there.items() if b >= bits - 1e-9)
     if not above:
         return None
@@ -196,7 +223,7 @@ def row_of(measured: Measurement, site: Site, name: str) -> dict[str, Any]:
     row: dict[str, Any] = {metric: f(ones).item() for metric, f in statistics.items()} | meter.whole()
     for metric in ("fvu", "dce", "kl"):
         row[f"{metric}_low"], row[f"{metric}_high"] = metrics.interval(statistics[metric], weights_BG)
-    method = name.rpartition("_s")[0].rpartition("_k")[0] or name.rpartition("_k")[0] or name
+    method, _ = method_and_seed(name)
     codec = meter.codec
     if isinstance(codec, Dictionary):
         role = "directions" if codec.signed else "rays"
