@@ -15,7 +15,7 @@ from rayscope.meter import bits_per_token
 from rayscope.report import verdict_lines
 from rayscope.sites import Site, resolve
 from rayscope.studies import Findings, Observed, Prediction, Setting, arms, conduct, over_seeds
-from rayscope.studies.pareto import amortisation, at_bits, for_seeds, method_and_seed, ratio, seed_last
+from rayscope.studies.pareto import amortisation, at_bits, figure, for_seeds, method_and_seed, ratio, seed_last
 from rayscope.studies.surrogate import STREAMS, worst_share
 
 
@@ -166,6 +166,11 @@ def test_pareto(source, tmp_path, monkeypatch):
     assert sorted(p.name for p in (tmp_path / "a/arms").iterdir()) == ["0"]
     assert sorted(p.name for p in (tmp_path / "b/arms").iterdir()) == ["0", "1"]
     pd.testing.assert_frame_equal(table, again)
+    known = table.set_index(["method", "position0"])["fvu"]
+    assert known["position0", "included"] < known["mean", "included"] - 0.01  # this model's position 0 stands apart
+    assert known["position0", "excluded"] == known["mean", "excluded"]
+    both, table = table, table[table["position0"] == "excluded"]
+    assert figure(both) == figure(table)
     assert {"rays", "directions", "frozen", "soft_frozen", "pca_topk", "k_svd", "semi_nmf", "mean"} <= set(
         table["method"]
     )

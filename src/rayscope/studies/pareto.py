@@ -22,7 +22,7 @@ from rayscope.comparison import Baseline, Comparison, compare
 from rayscope.dictionaries import Dictionary, Learned, recoded
 from rayscope.drawing import COLOURS, LINES, MARKERS, label, log_axis, panels
 from rayscope.evaluation import Measurement
-from rayscope.meter import Meter, bits_per_token
+from rayscope.meter import PLACES, Meter, bits_per_token
 from rayscope.pipeline import measure_compared
 from rayscope.reconstruction import reconstruct
 from rayscope.sites import Site
@@ -30,7 +30,7 @@ from rayscope.studies.arms import groups, lent, parts, train_arms
 from rayscope.studies.study import Findings, Setting, over_seeds
 
 COLUMNS = [
-    "site", "method", "role", "k", "latents", "seed", "bits", "bits_entropy", "fvu", "fvu_low", "fvu_high", "dce", "dce_low",
+    "site", "method", "position0", "role", "k", "latents", "seed", "bits", "bits_entropy", "fvu", "fvu_low", "fvu_high", "dce", "dce_low",
     "dce_high", "kl", "kl_low", "kl_high", "l0", "dead", "gap_omp", "gap_fista", "quantised", "tokens", "splice_tokens",
     "gap_tokens", "trained_tokens",
 ]  # fmt: skip
@@ -94,9 +94,10 @@ def pareto(
     gaps = amortisation(compared, gap_tokens, first, seeds[0])
     table = pd.DataFrame(
         [
-            row_of(measured, site, name) | gaps.get((site, name), {})
+            row_of(measured, site, name, position0) | (gaps.get((site, name), {}) if position0 == "excluded" else {})
             for site, named in measured.meters.items()
             for name in named
+            for position0 in PLACES
         ]
     ).reindex(columns=COLUMNS)
     ratios = Ratios(measured, compared)
@@ -215,12 +216,12 @@ def amortisation(compared: Comparison, tokens: int, first: int, seed: int) -> di
     return found
 
 
-def row_of(measured: Measurement, site: Site, name: str) -> dict[str, Any]:
+def row_of(measured: Measurement, site: Site, name: str, position0: str) -> dict[str, Any]:
     meter = measured.meters[site][name]
-    statistics = measured.statistics(site, name)
+    statistics = measured.statistics(site, name, position0)
     weights_BG = metrics.bootstrap_weights(measured.documents, DRAWS)
     ones = torch.ones(1, measured.documents, dtype=torch.float64)
-    row: dict[str, Any] = {metric: f(ones).item() for metric, f in statistics.items()} | meter.whole()
+    row: dict[str, Any] = {metric: f(ones).item() for metric, f in statistics.items()} | meter.whole(position0)
     for metric in ("fvu", "dce", "kl"):
         row[f"{metric}_low"], row[f"{metric}_high"] = metrics.interval(statistics[metric], weights_BG)
     method, _ = method_and_seed(name)
@@ -233,12 +234,20 @@ def row_of(measured: Measurement, site: Site, name: str) -> dict[str, Any]:
     else:
         row["role"] = "control"
     sizes = {"tokens": measured.tokens, "splice_tokens": measured.splice_tokens}
-    return {"site": site.hook, "method": method, "quantised": meter.grid is not None, **sizes, **row}
+    return {
+        "site": site.hook,
+        "method": method,
+        "position0": position0,
+        "quantised": meter.grid is not None,
+        **sizes,
+        **row,
+    }
 
 
 def figure(table: pd.DataFrame) -> str:
-    """FVU and dCE against bits, a line a method (the mean over seeds), the band of BAND shaded, a row a site."""
-    coded = table.dropna(subset=["bits"])
+    """FVU and dCE against bits, position 0 left out: a line a method (the mean over seeds), the band of BAND
+    shaded, a row a site."""
+    coded = table[table["position0"] == "excluded"].dropna(subset=["bits"])
     sites = list(dict.fromkeys(coded["site"]))
     curves = coded.groupby(["site", "method", "role", "k"], sort=False)[["bits", "fvu", "dce"]].mean().reset_index()
     names = [n for n in dict.fromkeys(curves["method"]) if n not in BAND]
