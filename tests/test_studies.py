@@ -156,12 +156,15 @@ PARETO = [
     "study.sizes.demo.latents=48", "study.sizes.demo.ks=[2,4]", "study.sizes.demo.sample=400", "study.effort.demo.iterations=2",
     "study.sizes.demo.gap_tokens=64", "study.sizes.demo.fit_tokens=1280", "study.sizes.demo.validation_tokens=320",
     "sites.patterns=[blocks.1.hook_resid_post]", "study.run.baselines.ica.fit.components=16",
+    "study.run.baselines.ica_split.fit.components=16",
 ]  # fmt: skip
+
+KINDS = {"batchtopk", "matryoshka", "jumprelu", "gated", "l1", "tied_topk", "bottleneck_topk", "token_bias_topk"}
 
 
 def test_pareto(source, tmp_path, monkeypatch):
     table, verdict = run("pareto", *source, *PARETO, out=tmp_path / "a")
-    monkeypatch.setattr(arms, "LIMIT", 10 * 32 * 48 * 32)  # ten dictionaries at a time
+    monkeypatch.setattr(arms, "LIMIT", 20 * 32 * 48 * 32)  # twenty dictionaries at a time
     again, _ = run("pareto", *source, *PARETO, out=tmp_path / "b")
     assert sorted(p.name for p in (tmp_path / "a/arms").iterdir()) == ["0"]
     assert sorted(p.name for p in (tmp_path / "b/arms").iterdir()) == ["0", "1"]
@@ -175,9 +178,11 @@ def test_pareto(source, tmp_path, monkeypatch):
         table["method"]
     )
     assert set(table.loc[table["bits"].notna(), "quantised"]) == {True}
-    seeded = {"ica", "semi_nmf", "k_means", "k_svd", "random"}
+    seeded = {"ica", "ica_split", "semi_nmf", "k_means", "k_svd", "random"}
     for method, rows in table[table["bits"].notna()].groupby("method"):
-        fitted = set() if rows["role"].iloc[0] == "baseline" and method not in seeded else {0, 1}
+        fitted = (
+            set() if rows["role"].iloc[0] == "baseline" and method not in seeded else {0} if method in KINDS else {0, 1}
+        )
         assert set(rows["seed"].dropna()) == fitted, method
     sparse: dict[int, list[float]] = {0: [], 1: []}
     best = []
@@ -197,8 +202,21 @@ def test_pareto(source, tmp_path, monkeypatch):
         sum(map(min, sparse.values())) / 2, rel=1e-3
     )
     assert verdict["predictions"]["best_fitted"]["observed"] == pytest.approx(sum(best) / 2, rel=1e-3)
-    assert table["gap_omp"].notna().sum() == 16  # every arm at every k and seed
-    assert table["gap_fista"].notna().sum() == 4  # each arm at the least k and first seed
+    kinds = table[table["method"].isin(KINDS)].set_index("method")
+    assert len(kinds) == 2 * len(KINDS)
+    plain = set(table.loc[table["method"] == "rays", "bits"])  # the bits that baselines are measured at
+    assert {name for name in KINDS if set(kinds.loc[name, "bits"]) == plain} == {"tied_topk", "token_bias_topk"}
+    assert (table["method"] == "pca_topk").sum() == len(plain) == 2
+    assert set(kinds.loc["token_bias_topk", "role"]) == {"told"}
+    gaps = table[table["gap_omp"].notna()].groupby("method").size()
+    assert dict(gaps) == {
+        "rays": 4,
+        "directions": 4,
+        "frozen": 4,
+        "soft_frozen": 4,
+        "tied_topk": 2,
+    }  # k codes and no more
+    assert table["gap_fista"].notna().sum() == 5  # each at the least k and first seed
 
 
 def test_what_is_trained_together_fits(monkeypatch):

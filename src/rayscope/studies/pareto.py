@@ -46,6 +46,7 @@ def pareto(
     *,
     arms: dict[str, Callable[..., Learned]],
     controls: dict[str, Callable[..., Learned]],
+    kinds: dict[str, Callable[..., Learned]],
     baselines: dict[str, dict[str, Any]],
     ks: list[int],
     latents: int,
@@ -58,8 +59,8 @@ def pareto(
     gap_tokens: int,
     lr: float | None = None,
 ) -> Findings:
-    """arms and controls are trained at every k and seed, baselines whose fit takes a `seed` fitted for each; "rays" and
-    "pca_topk" must be there.
+    """arms and controls are trained at every k and seed, kinds at every k with the first seed, baselines whose fit takes
+    a `seed` fitted for each; "rays" and "pca_topk" must be there.
 
     gap_omp, gap_fista: the amortisation gap, the FVU of the dictionary's own codes less that of the coder's on its
     directions, on the first gap_tokens test vectors and without quantisation; FISTA for the least k and first seed alone.
@@ -72,9 +73,10 @@ def pareto(
     seeds, first = setting.seeds, min(ks)
     made = {
         f"{name}_k{k}_s{seed}": partial(make, latents=latents, k=k, seed=seed, lr=lr)
-        for name, make in {**arms, **controls}.items()
+        for group, of in ((arms, seeds), (controls, seeds), (kinds, seeds[:1]))
+        for name, make in group.items()
         for k in ks
-        for seed in seeds
+        for seed in of
     }
     source, sites = setting.source, setting.sites
     learned: dict[Site, dict[str, Dictionary]] = {site: {} for site in sites}
@@ -228,7 +230,7 @@ def row_of(measured: Measurement, site: Site, name: str, position0: str) -> dict
     codec = meter.codec
     if isinstance(codec, Dictionary):
         role = "directions" if codec.signed else "rays"
-        role = role if isinstance(codec, Learned) else "baseline"
+        role = ("told" if codec.side else role) if isinstance(codec, Learned) else "baseline"
         row |= {"k": codec.k, "latents": codec.latents, "seed": codec.provenance.get("seed")}
         row |= {"role": "control" if method in NULLS else role, "trained_tokens": codec.provenance.get("tokens")}
     else:
@@ -250,16 +252,17 @@ def figure(table: pd.DataFrame) -> str:
     coded = table[table["position0"] == "excluded"].dropna(subset=["bits"])
     sites = list(dict.fromkeys(coded["site"]))
     curves = coded.groupby(["site", "method", "role", "k"], sort=False)[["bits", "fvu", "dce"]].mean().reset_index()
-    names = [n for n in dict.fromkeys(curves["method"]) if n not in BAND]
+    roles = {n: role for n, role in zip(curves["method"], curves["role"], strict=True) if n not in BAND}
     with panels(2 * len(sites), 3.4) as (axes, svg):
         for i, (site, metric) in enumerate((site, metric) for site in sites for metric in ("fvu", "dce")):
             one, here = axes[i], curves[curves["site"] == site]
             null = here[here["method"].isin(BAND)].sort_values("bits")
-            for j, name in enumerate(names):
+            for j, (name, role) in enumerate(roles.items()):
                 mine = here[here["method"] == name].sort_values("bits")
                 if len(mine):
-                    colour = to_rgb({**COLOURS, "control": COLOURS["null"]}[mine["role"].iloc[0]])
-                    tint = 0.6 * j / len(names) if mine["role"].iloc[0] == "baseline" else 0.0
+                    alike = [n for n in roles if roles[n] == role]
+                    tint = 0.6 * alike.index(name) / len(alike)
+                    colour = to_rgb({**COLOURS, "control": COLOURS["null"]}[role])
                     look = {"marker": MARKERS[j % len(MARKERS)], "ls": LINES[j % len(LINES)]}
                     look["color"] = tuple((1 - tint) * c + tint for c in colour)
                     one.plot(mine["bits"], mine[metric], label=label(name), lw=2 if name == "rays" else 1, **look)
