@@ -2,7 +2,6 @@
 
 import json
 import math
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -10,12 +9,8 @@ import pytest
 import torch
 
 from rayscope.cli import main
-from rayscope.dictionaries import BatchTopK, BottleneckTopK, Linear, TopK
-from rayscope.meter import bits_per_token
 from rayscope.report import verdict_lines
-from rayscope.sites import Site, resolve
-from rayscope.studies import Findings, Observed, Prediction, Setting, arms, conduct, over_seeds
-from rayscope.studies.pareto import amortisation, at_bits, figure, for_seeds, method_and_seed, ratio, seed_last
+from rayscope.studies import Findings, Observed, Prediction, Setting, conduct, over_seeds
 from rayscope.studies.surrogate import STREAMS, worst_share
 
 
@@ -148,159 +143,6 @@ def test_shares_of_a_gain():
     found = worst_share(one(0.5, 0.1), "null", [("a", 8)], (0,))
     assert (found.value, found.low, found.high) == pytest.approx((0.2, 0.2, 0.2))
     assert math.isnan(worst_share(one(-0.5, -0.1), "null", [("a", 8)], (0,)).value)  # no gain, no share of it
-
-
-PARETO = [
-    "study.sizes.demo.seeds=[0,1]",
-    "study.sizes.demo.tokens=1280", "study.sizes.demo.held_out=640", "study.sizes.demo.splice_tokens=320",
-    "study.sizes.demo.latents=48", "study.sizes.demo.ks=[2,4]", "study.sizes.demo.sample=400", "study.effort.demo.iterations=2",
-    "study.sizes.demo.gap_tokens=64", "study.sizes.demo.fit_tokens=1280", "study.sizes.demo.validation_tokens=320",
-    "sites.patterns=[blocks.1.hook_resid_post]", "study.run.baselines.ica.fit.components=16",
-    "study.run.baselines.ica_split.fit.components=16",
-]  # fmt: skip
-
-KINDS = {"batchtopk", "matryoshka", "jumprelu", "gated", "l1", "tied_topk", "bottleneck_topk", "token_bias_topk"}
-
-
-def test_pareto(source, tmp_path, monkeypatch):
-    table, verdict = run("pareto", *source, *PARETO, out=tmp_path / "a")
-    monkeypatch.setattr(arms, "LIMIT", 20 * 32 * 48 * 32)  # twenty dictionaries at a time
-    again, _ = run("pareto", *source, *PARETO, out=tmp_path / "b")
-    assert sorted(p.name for p in (tmp_path / "a/arms").iterdir()) == ["0"]
-    assert sorted(p.name for p in (tmp_path / "b/arms").iterdir()) == ["0", "1"]
-    pd.testing.assert_frame_equal(table, again)
-    known = table.set_index(["method", "position0"])["fvu"]
-    assert known["position0", "included"] < known["mean", "included"] - 0.01  # this model's position 0 stands apart
-    assert known["position0", "excluded"] == known["mean", "excluded"]
-    both, table = table, table[table["position0"] == "excluded"]
-    assert figure(both) == figure(table)
-    assert {"rays", "directions", "frozen", "soft_frozen", "pca_topk", "k_svd", "semi_nmf", "mean"} <= set(
-        table["method"]
-    )
-    assert set(table.loc[table["bits"].notna(), "quantised"]) == {True}
-    seeded = {"ica", "ica_split", "semi_nmf", "k_means", "k_svd", "random"}
-    for method, rows in table[table["bits"].notna()].groupby("method"):
-        fitted = (
-            set() if rows["role"].iloc[0] == "baseline" and method not in seeded else {0} if method in KINDS else {0, 1}
-        )
-        assert set(rows["seed"].dropna()) == fitted, method
-    sparse: dict[int, list[float]] = {0: [], 1: []}
-    best = []
-    for rays in table[table["method"] == "rays"].to_dict("records"):
-        there = table[
-            table["seed"].isna() | (table["seed"] == rays["seed"])
-        ]  # fitted with the rays' seed, or with none
-        near = there[(there["bits"] >= rays["bits"]) & (there["bits"] < rays["bits"] + 20)]  # never of fewer bits
-        theirs = near[(near["role"] == "baseline") | (near["method"] == "random")].sort_values("bits")
-        dce = theirs.groupby("method")["dce"].first()
-        of = {m: v / rays["dce"] if rays["dce"] > 0 else 1000 * (v > 0) for m, v in dce.items()}
-        sparse[rays["seed"]].append(of["pca_topk"])
-        if rays["k"] == 2:
-            assert {"ica", "k_svd", "random", "semi_nmf", "neurons"} <= set(of)
-            best.append(min(of[m] for m in of if m != "token_means"))
-    assert verdict["predictions"]["sparse_pca"]["observed"] == pytest.approx(
-        sum(map(min, sparse.values())) / 2, rel=1e-3
-    )
-    assert verdict["predictions"]["best_fitted"]["observed"] == pytest.approx(sum(best) / 2, rel=1e-3)
-    kinds = table[table["method"].isin(KINDS)].set_index("method")
-    assert len(kinds) == 2 * len(KINDS)
-    plain = set(table.loc[table["method"] == "rays", "bits"])  # the bits that baselines are measured at
-    assert {name for name in KINDS if set(kinds.loc[name, "bits"]) == plain} == {"tied_topk", "token_bias_topk"}
-    assert (table["method"] == "pca_topk").sum() == len(plain) == 2
-    assert set(kinds.loc["token_bias_topk", "role"]) == {"told"}
-    gaps = table[table["gap_omp"].notna()].groupby("method").size()
-    assert dict(gaps) == {
-        "rays": 4,
-        "directions": 4,
-        "frozen": 4,
-        "soft_frozen": 4,
-        "tied_topk": 2,
-    }  # k codes and no more
-    assert table["gap_fista"].notna().sum() == 5  # each at the least k and first seed
-
-
-def test_what_is_trained_together_fits(monkeypatch):
-    narrow, wide = Site("blocks.0.hook_resid_post", 8, 0), Site("blocks.0.mlp.hook_post", 32, 0)
-    names, one = ("a", "b", "c", "d", "e"), 32 * 100 * 8  # bytes that 100 latents of width 8 take
-    monkeypatch.setattr(arms, "LIMIT", 25 * one)
-    assert arms.groups((narrow, wide), names, 100) == [((narrow, wide), names)]
-    monkeypatch.setattr(arms, "LIMIT", 25 * one - 1)
-    assert arms.groups((narrow, wide), names, 100) == [((narrow,), names), ((wide,), names)]
-    monkeypatch.setattr(arms, "LIMIT", 8 * one)
-    assert arms.groups((narrow, wide), names, 100) == [
-        ((narrow,), names), ((wide,), names[:2]), ((wide,), names[2:4]), ((wide,), names[4:]),
-    ]  # fmt: skip
-    monkeypatch.setattr(arms, "LIMIT", 1)
-    assert len(arms.groups((narrow, wide), names, 100)) == 10  # one at a time is the least
-
-
-def test_what_is_measured_together_fits(monkeypatch):
-    sites = [Site("blocks.0.hook_resid_post", 8, 0), Site("blocks.0.mlp.hook_post", 32, 0)]
-    made = {
-        site: {name: Linear(site.width, 10, 1, "topk", torch.eye(10, site.width) + 1) for name in "ab"}
-        for site in sites
-    }
-    monkeypatch.setattr(
-        arms, "LIMIT", 2 * 4 * 8 * 11 + 4 * 32 * 11
-    )  # directions and bias: both narrow ones and a wide one
-    assert [{site.width: list(named) for site, named in part.items()} for part in arms.parts(made)] == [
-        {8: ["a", "b"], 32: ["a"]}, {32: ["b"]},
-    ]  # fmt: skip
-
-
-def test_ratio_of_what_costs_nothing():
-    theirs, mine = torch.tensor([3.0, 3.0, -1.0, -1.0, 0.0]), torch.tensor([2.0, -1.0, 2.0, -2.0, 0.0])
-    assert ratio(theirs, mine).tolist() == [1.5, 1000.0, -0.5, 0.0, 0.0]  # two that cost nothing are no victory
-
-
-def test_amortisation_gap_of_what_a_coder_can_recode(model, packed):
-    from rayscope.comparison import Comparison
-    from rayscope.source import Source
-
-    source = Source(model, packed, batch_size=64, round_tokens=512)
-    (site,) = resolve("blocks.1.hook_resid_post", model)
-    kinds = {"rays": TopK, "batch": BatchTopK, "dense": BottleneckTopK}
-    learned = {
-        site: {
-            name: kind(site.width, 40, 3, **({"rank": 4} if name == "dense" else {})) for name, kind in kinds.items()
-        }
-    }
-    found = amortisation(Comparison(source, learned, learned, {}, 3), 128, 3, 0)
-    assert set(found) == {(site, "rays")}  # the others spend other codes than a coder at their k would
-
-
-def test_a_baseline_is_read_at_the_bits_of_the_rays():
-    named = {f"pca_k{k}": Linear(16, 16, k, "topk", torch.eye(16)) for k in (2, 3, 9)}
-    three = bits_per_token(named["pca_k3"])
-    assert at_bits("pca", named, three - 1, 0) == "pca_k3"
-    assert at_bits("pca", named, three, 0) == "pca_k3"
-    assert at_bits("pca", named, three + 1, 0) is None  # the next has far more
-    assert at_bits("ica", named, three, 0) is None
-    of_seeds = seed_last(
-        {f"ica_s{seed}_k{k}": Linear(16, 16, k, "topk", torch.eye(16)) for k in (2, 3) for seed in (0, 12)}
-    )
-    assert at_bits("ica", of_seeds, three, 0) == "ica_k3_s0"
-    assert at_bits("ica", of_seeds, three, 12) == "ica_k3_s12"
-    assert at_bits("ica", of_seeds, three, 1) is None
-    assert method_and_seed("k_svd_k9_s1") == ("k_svd", 1)
-    assert method_and_seed("pca_split_k9") == ("pca_split", None)
-    assert method_and_seed("mean") == ("mean", None)
-
-
-def test_a_baseline_is_fitted_for_every_seed_that_its_fit_takes():
-    def seeded(fit, seed: int = 7) -> Linear:
-        dictionary = Linear(16, 16, 1, "topk", torch.eye(16))
-        dictionary.provenance["seed"] = seed
-        return dictionary
-
-    entries = {
-        "a": {"fit": seeded, "max_k": 1}, "b": {"fit": partial(seeded, seed=5)}, "c": {"fit": lambda fit: None, "budgets": "headline"},
-    }  # fmt: skip
-    found = for_seeds(entries, (0, 3))
-    assert list(found) == ["a_s0", "a_s3", "b", "c"]
-    assert [found[n].fit(None).provenance["seed"] for n in ("a_s0", "a_s3", "b")] == [0, 3, 5]  # type: ignore[union-attr, arg-type]
-    assert [b.max_k for b in found.values()] == [1, 1, None, None]
-    assert found["c"].budgets == "headline"
 
 
 @pytest.mark.parametrize(
