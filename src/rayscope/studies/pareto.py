@@ -94,9 +94,11 @@ def pareto(
         compared, tokens=held_out, splice_tokens=splice_tokens, validation_tokens=validation_tokens
     )
     gaps = amortisation(compared, gap_tokens, first, seeds[0])
+    weights_BG = metrics.bootstrap_weights(measured.documents, DRAWS)
     table = pd.DataFrame(
         [
-            row_of(measured, site, name, position0) | (gaps.get((site, name), {}) if position0 == "excluded" else {})
+            row_of(measured, site, name, position0, weights_BG)
+            | (gaps.get((site, name), {}) if position0 == "excluded" else {})
             for site, named in measured.meters.items()
             for name in named
             for position0 in PLACES
@@ -132,7 +134,8 @@ def seed_last(named: dict[str, Dictionary]) -> dict[str, Dictionary]:
 
 def method_and_seed(name: str) -> tuple[str, int | None]:
     """rays_k8_s0 -> rays, 0; pca_topk_k9 -> pca_topk, None: the same for every seed."""
-    method, seed = NAME.fullmatch(name).groups() if NAME.fullmatch(name) else (name, None)
+    found = NAME.fullmatch(name)
+    method, seed = found.groups() if found else (name, None)
     return method, None if seed is None else int(seed)
 
 
@@ -218,10 +221,9 @@ def amortisation(compared: Comparison, tokens: int, first: int, seed: int) -> di
     return found
 
 
-def row_of(measured: Measurement, site: Site, name: str, position0: str) -> dict[str, Any]:
+def row_of(measured: Measurement, site: Site, name: str, position0: str, weights_BG: Tensor) -> dict[str, Any]:
     meter = measured.meters[site][name]
     statistics = measured.statistics(site, name, position0)
-    weights_BG = metrics.bootstrap_weights(measured.documents, DRAWS)
     ones = torch.ones(1, measured.documents, dtype=torch.float64)
     row: dict[str, Any] = {metric: f(ones).item() for metric, f in statistics.items()} | meter.whole(position0)
     for metric in ("fvu", "dce", "kl"):
