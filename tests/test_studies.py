@@ -8,10 +8,15 @@ import pandas as pd
 import pytest
 import torch
 
+from rayscope.activations import Batch
 from rayscope.cli import main
+from rayscope.overrides import groups
 from rayscope.report import verdict_lines
+from rayscope.sites import resolve
+from rayscope.source import Source
 from rayscope.studies import Findings, Observed, Prediction, Setting, conduct, over_seeds
-from rayscope.studies.surrogate import STREAMS, worst_share
+from rayscope.studies.surrogate import MATCHED, STREAMS, make_arenas, worst_share
+from rayscope.surrogates import moments_of
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +73,10 @@ def test_draws_over_seeds_have_the_variance_of_a_mean_of_seeds():
 
 
 def test_a_study_observes_what_is_predicted(model, packed, tmp_path):
-    from rayscope.source import Source
-
     def study(setting: Setting) -> Findings:
         return Findings(pd.DataFrame({"a": [1]}), {"x": Observed.exactly(3.0)}, "<svg/>")
 
-    setting = Setting(Source(model, packed), (), (0, 1), tmp_path)
+    setting = Setting(Source(model, packed), tuple(resolve("blocks.1.hook_resid_post", model)), (0, 1), tmp_path)
     about = {"name": "mine", "question": "Is x 3?", "size": "demo"}
     with pytest.raises(ValueError, match="predictions y, but it observes x"):
         conduct(study, setting, predictions={"y": Prediction("y")}, **about)
@@ -85,6 +88,22 @@ def test_a_study_observes_what_is_predicted(model, packed, tmp_path):
     first, second = verdict_lines(verdict)
     assert first.startswith("mine (size demo, model")
     assert second == "  pass: x is 3 [x]: observed 3, asked >= 3"
+
+
+def test_a_study_without_sites_or_seeds_is_refused(model, packed, source, tmp_path, capsys):
+    known, sites = Source(model, packed), tuple(resolve("blocks.1.hook_resid_post", model))
+    with pytest.raises(ValueError, match=r"^seeds: none given; a study needs at least one, such as \[0, 1, 2\]$"):
+        Setting(known, sites, (), tmp_path)
+    with pytest.raises(ValueError, match=r"^sites: none given; .* blocks.3.hook_resid_post$"):
+        Setting(known, (), (0,), tmp_path)
+    for asked in ("study.sizes.demo.seeds=[]", "study.sizes.demo.seeds=null", "~study.sizes.demo.seeds"):
+        with pytest.raises(SystemExit):
+            main(["study", "metric_sanity", *source, asked, f"out={tmp_path / 'run'}"])
+        assert (
+            capsys.readouterr()
+            .err.strip()
+            .endswith("rayscope: seeds: none given; a study needs at least one, such as [0, 1, 2]")
+        )
 
 
 def test_metric_sanity(source, tmp_path):
@@ -102,6 +121,19 @@ def test_metric_sanity(source, tmp_path):
     assert (biased[biased["metric"] == "ev"]["observed"] - 0.5).abs().max() < 1e-6
 
 
+def test_metric_sanity_sees_a_fault_in_the_evaluation(source, tmp_path, monkeypatch):
+    """As if position 0 were never told apart: the first principal components no longer explain what they should."""
+    monkeypatch.setattr(
+        "rayscope.evaluation.at_first", lambda tokens_RC: torch.zeros(tokens_RC.numel(), dtype=torch.bool)
+    )
+    sizes = ["study.sizes.demo.tokens=512", "study.sizes.demo.splice_rows=2", "study.sizes.demo.seeds=[0]"]
+    table, verdict = run("metric_sanity", *source, *sizes, out=tmp_path / "a")
+    assert verdict["predictions"]["error"]["pass"] is False
+    wrong = table[table["error"] > 1e-6]
+    assert set(wrong["by"]) == {"evaluation"}
+    assert {"pca_prefix", "position0"} <= set(wrong["codec"])
+
+
 def test_the_report_shows_studies(source, tmp_path):
     run("metric_sanity", *source, "study.sizes.demo.tokens=512", "study.sizes.demo.splice_rows=2", out=tmp_path / "s/a")
     main(["report", f"out={tmp_path / 's/a'}", f"studies={tmp_path / 's'}"])
@@ -112,7 +144,7 @@ def test_the_report_shows_studies(source, tmp_path):
 
 SURROGATE = [
     "study.sizes.demo.tokens=1280", "study.sizes.demo.held_out=640", "study.sizes.demo.latents=48", "study.sizes.demo.ks=[3]",
-    "study.run.fit_tokens=1280", "study.run.sample=640", "sites.patterns=[blocks.1.hook_resid_post]",
+    "study.sizes.demo.fit_tokens=1280", "study.run.sample=640", "sites.patterns=[blocks.1.hook_resid_post]",
 ]  # fmt: skip
 
 
@@ -123,6 +155,8 @@ def test_surrogate(source, tmp_path):
     assert verdict["predictions"]["prefix"]["pass"]
     fvu = table[table["metric"] == "fvu"].set_index(["stream", "method", "seed"]).sort_index()["value"]
     assert set(fvu.index.get_level_values("stream")) == set(STREAMS)
+    alone = fvu.xs(("rays", 0), level=("method", "seed"))
+    assert len(set(alone.round(5))) == len(STREAMS)  # each stream is another
     gains = table[table["metric"] == "gain"].set_index(["stream", "seed"]).sort_index()["value"]
     for seed in (0, 1):
         expected = 1 - fvu["gaussian", "rays", seed] / fvu["gaussian", "pca_topk"].iloc[0]
@@ -131,6 +165,24 @@ def test_surrogate(source, tmp_path):
     assert (bits["pca_topk"] >= bits["rays"].iloc[0]).all()  # the baseline never has fewer
     beyond = min(gains["real", s] - gains["token_mixture", s] for s in (0, 1))
     assert verdict["predictions"]["beyond_tokens"]["observed"] >= beyond - 1e-6
+
+
+def test_each_arena_is_the_stream_of_its_name(model, packed, tmp_path):
+    setting = Setting(Source(model, packed, batch_size=64), resolve("blocks.1.hook_resid_post", model), (0,), tmp_path)
+    arenas = dict(make_arenas(setting, 640, 1280, 256, 640))
+    assert list(arenas) == list(STREAMS)
+    (site,), real = setting.sites, arenas["real"]
+    for kind in MATCHED:
+        assert arenas[kind].stream.kind == kind
+        assert torch.equal(arenas[kind].test.tokens_N, real.test.tokens_N)
+        assert not torch.equal(arenas[kind].validation.activations[site.key], real.validation.activations[site.key])
+        found, of = (moments_of(a.test.activations[site.key]) for a in (arenas[kind], real))
+        torch.testing.assert_close(found.covariance_DD, of.covariance_DD, rtol=1e-3, atol=1e-4)
+    other = arenas["random_weights"]
+    expected = Source(model.randomised(0), packed, batch_size=64).stream("test", [site], 640, "fp32")
+    assert torch.equal(other.test.activations[site.key], Batch.join(expected).activations[site.key])
+    assert other.stream.model.fingerprint == expected.model.fingerprint != model.fingerprint
+    assert other.stream[0].activations[site.key].shape == real.stream[0].activations[site.key].shape
 
 
 def test_shares_of_a_gain():
@@ -143,12 +195,20 @@ def test_shares_of_a_gain():
     found = worst_share(one(0.5, 0.1), "null", [("a", 8)], (0,))
     assert (found.value, found.low, found.high) == pytest.approx((0.2, 0.2, 0.2))
     assert math.isnan(worst_share(one(-0.5, -0.1), "null", [("a", 8)], (0,)).value)  # no gain, no share of it
+    shaky = one(0.5, 0.1)
+    shaky["real"]["a", 8, 0][1][:4] = -1
+    found = worst_share(shaky, "null", [("a", 8)], (0,))
+    assert (found.value, found.low, found.high) == pytest.approx((0.2, 0.2, 1000))
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["paretto"], "no study=paretto; nearest: pareto"),
+        *[
+            ([study, "study.seeds=[7]"], "no option 'study.seeds'; nearest: study.sizes, study.sizes.full.seeds")
+            for study in groups()["study"]
+        ],
         (["pareto", "size=nite"], "size=nite: no such size; nearest: night (there are demo, night, full)"),
         (
             ["pareto", "study.sizes.demo.tokenz=2"],

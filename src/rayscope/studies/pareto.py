@@ -59,7 +59,7 @@ def pareto(
     gap_tokens: int,
     lr: float | None = None,
 ) -> Findings:
-    """arms and controls are trained at every k and seed, kinds at every k with the first seed, baselines whose fit takes
+    """arms and controls are trained at every k and seed, kinds at the least k with the first seed, baselines whose fit takes
     a `seed` fitted for each; "rays" and "pca_topk" must be there.
 
     gap_omp, gap_fista: the amortisation gap, the FVU of the dictionary's own codes less that of the coder's on its
@@ -73,9 +73,9 @@ def pareto(
     seeds, first = setting.seeds, min(ks)
     made = {
         f"{name}_k{k}_s{seed}": partial(make, latents=latents, k=k, seed=seed, lr=lr)
-        for group, of in ((arms, seeds), (controls, seeds), (kinds, seeds[:1]))
+        for group, at, of in ((arms, ks, seeds), (controls, ks, seeds), (kinds, [first], seeds[:1]))
         for name, make in group.items()
-        for k in ks
+        for k in at
         for seed in of
     }
     source, sites = setting.source, setting.sites
