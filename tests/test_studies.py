@@ -214,6 +214,7 @@ def test_shares_of_a_gain():
             ["pareto", "study.sizes.demo.tokenz=2"],
             "no option 'study.sizes.demo.tokenz'; nearest: study.sizes.demo.tokens",
         ),
+        (["surrogate", "study.sizes.demo.ks=8"], "study.sizes.demo.ks=8: a list, such as [8]"),
         (["pareto", "study.sizes.demo.ks=[]"], "study.sizes.<size>.ks=[]: give at least one k, such as [8, 16]"),
     ],
 )

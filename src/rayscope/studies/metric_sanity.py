@@ -211,7 +211,6 @@ def evaluated(
         ("position0", "ev", "excluded"): 0.0,
         ("position0", "ev", "included"): known.between,
         ("pca_prefix", "ev", "excluded"): (values_D[-k:].sum() / values_D.sum()).item(),
-        ("pca_prefix", "l0", "excluded"): k,
     }
     nothing = {
         "ev": 1.0,
@@ -232,7 +231,7 @@ def compared(measured: Measurement, site: Site, expected: dict[tuple[str, str, s
     for (codec, metric, position0), value in expected.items():
         found = measured.statistics(site, codec, position0)["fvu" if metric == "ev" else metric](ones).item()
         row = {"codec": codec, "metric": metric, "position0": position0, "expected": value}
-        spliced = metric not in ("ev", "l0", "l2_ratio")
+        spliced = metric not in ("ev", "l2_ratio")
         row["tokens"] = measured.splice_tokens if spliced else measured.tokens
         yield row | {"observed": 1 - found if metric == "ev" else found}
 
