@@ -95,10 +95,9 @@ def study(config: DictConfig, folder: Path) -> None:
     asked: Any = OmegaConf.to_container(config.study, resolve=True)
     options = asked["sizes"][config.size]
     for key, value in options.items():
-        if not isinstance(value, list) and any(isinstance(of.get(key), list) for of in asked["sizes"].values()):
-            raise ValueError(
-                f"study.sizes.{config.size}.{key}={value}: a list, such as [{8 if value is None else value}]"
-            )
+        given = value is not None and not isinstance(value, list)
+        if given and any(isinstance(of.get(key), list) for of in asked["sizes"].values()):
+            raise ValueError(f"study.sizes.{config.size}.{key}={value}: a list, such as [{value}]")
     source = open_source(config)
     sites = tuple(resolve(config.sites.patterns, source.model))
     setting = studies.Setting(source, sites, tuple(options.pop("seeds", None) or ()), folder)
