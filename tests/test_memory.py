@@ -28,8 +28,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     reason="for glibc, and a kernel that has huge pages",
 )
 def test_large_tensors_fault_no_pages_after_the_first_few():
-    faults = {
-        how: int(subprocess.run([sys.executable, "-c", CODE, how], capture_output=True, text=True, check=True).stdout)
-        for how in ("kept", "given back")
-    }
-    assert faults["kept"] < 100 < faults["given back"]  # 64 MB are 16,384 pages, or 32 huge ones
+    def faults(how: str) -> int:
+        return int(subprocess.run([sys.executable, "-c", CODE, how], capture_output=True, text=True, check=True).stdout)
+
+    # 64 MB are 16,384 pages, or 32 huge ones; a kernel short of memory may take pages back at any time, so the best of three
+    assert min(faults("kept") for _ in range(3)) < 100 < min(faults("given back") for _ in range(3))
