@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 
 import pandas as pd
-import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -13,10 +12,9 @@ from rayscope.cli import main
 TOKENIZER = Path(__file__).parents[2] / "shared/gpt2_tokenizer"
 
 
-@pytest.mark.skipif(not TOKENIZER.is_dir(), reason="GPT-2's tokenizer is not beside the project")
-def test_whole_line_on_gpt2_small(tmp_path, text_file):
+def test_whole_line_on_gpt2_small(tmp_path, text_file, tiny_gpt2):
     folder = tmp_path / "gpt2"
-    shutil.copytree(TOKENIZER, folder)
+    shutil.copytree(TOKENIZER if TOKENIZER.is_dir() else tiny_gpt2, folder)
     torch.manual_seed(0)
     GPT2LMHeadModel(GPT2Config()).half().save_pretrained(folder)
     run = tmp_path / "run"
