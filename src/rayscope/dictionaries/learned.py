@@ -1,9 +1,8 @@
-"""What every learned dictionary shares: parameters, the loss with AuxK, folding at save.
+"""What every learned dictionary shares: parameters, the loss with AuxK, what each step keeps.
 
 N vectors, D site width, L latents, M chosen (vector, latent) pairs.
 """
 
-import copy
 from typing import Any
 
 import torch
@@ -11,44 +10,30 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rayscope.dictionaries.auxk import auxk_error
-from rayscope.dictionaries.base import Codes, Dictionary
-from rayscope.dictionaries.firing import Firing
+from rayscope.dictionaries.base import Codes
+from rayscope.dictionaries.folding import Folding
 from rayscope.dictionaries.kernels import Plan, gather_dot, sparse_decode
 from rayscope.dictionaries.selection import products
-from rayscope.dictionaries.whitening import Whitening
 
 DECODERS = ("learned", "frozen", "soft_frozen")
 ENCODERS = ("learned", "frozen")
 
 
-class Learned(Firing):
+class Learned(Folding):
     """pre = W_enc (s x - b_dec) + b_enc, z sparse from pre, s x_hat = z W_dec + b_dec, rows of W_dec of unit length.
 
-    s is one number that makes E|s x|^2 = D. Codes are in the units of x: z / s. Gradients never reach x. A subclass
-    says how latents are chosen: `choose` while it trains, `entries` when it is used (exactly, in full precision).
+    s is one number that makes E|s x|^2 = D. Codes are in the units of x: z / s (see `Folding`, for `whiten` too). Gradients
+    never reach x. A subclass says how latents are chosen: `choose` while it trains, `entries` when it is used (exactly, in full precision).
 
     decoder: learned; frozen, its rows stay as drawn; soft_frozen, each stays within cosine min_cosine of the row drawn.
     encoder: learned; frozen, W_enc stays as drawn (its biases learn).
-    whiten: learned in y = s (x - m) P instead of s x (see `Whitening`), and so are its losses; the fvu that it leaves is
-    that of x. Folded, its encoder reads x, its rows are those of W_dec P^-1 made unit, and gain_L, their length before,
-    multiplies the codes after latents are chosen, so that the same are. P^-1 enlarges what a row keeps of strong
-    directions: read the codes, and compare rows by their cosine with care.
     """
 
-    training_only: tuple[str, ...] = (
-        *Firing.counters,
-        "initial_LD",
-        "whitening.mean_D",
-        "whitening.P_DD",
-        "whitening.inverse_DD",
-    )  # state of a checkpoint, not of a saved dictionary
+    training_only = (*Folding.training_only, "initial_LD")
     exact_choice: bool = False  # to measure what choosing in bfloat16, where that pays, costs: see the benchmark
     min_cosine = 0.8
     last: dict[str, Tensor]
-    whitening: Whitening | None
-    gain_L: Tensor | None
     initial_LD: Tensor | None  # the rows drawn, of a soft-frozen decoder
-    scale: Tensor
 
     def __init__(
         self,
@@ -63,7 +48,7 @@ class Learned(Firing):
         auxk_coefficient: float = 1 / 32,
         whiten: bool = False,
     ):
-        super().__init__(width, latents, k)
+        super().__init__(width, latents, k, whiten)
         if decoder not in DECODERS:
             raise ValueError(f"decoder={decoder!r}; it is one of {', '.join(DECODERS)}")
         if encoder not in ENCODERS:
@@ -88,10 +73,6 @@ class Learned(Firing):
         self.b_enc_L = nn.Parameter(torch.zeros(latents))
         self.b_dec_D = nn.Parameter(torch.zeros(width))
         self.register_buffer("initial_LD", rows_LD.clone() if decoder == "soft_frozen" else None)
-        self.register_buffer("scale", torch.ones(()))
-        self.whiten = whiten
-        self.whitening = Whitening(width) if whiten else None
-        self.register_buffer("gain_L", torch.ones(latents) if whiten else None)
         self.last = {}
 
     def arguments(self) -> dict[str, Any]:
@@ -202,24 +183,6 @@ class Learned(Firing):
         self._observe(plan, values_M.detach(), len(x_ND), fvu)
         return scaled_ND, residuals[-1], losses
 
-    def _inside(self, x_ND: Tensor) -> Tensor:
-        """s x, or s (x - m) P: what it learns in."""
-        x_ND = x_ND.detach().to(self.b_dec_D.dtype)
-        return (x_ND if self.whitening is None else self.whitening(x_ND)) * self.scale
-
-    def _outside(self, y: Tensor) -> Tensor:
-        """The inverse, of a vector or of each row."""
-        return y / self.scale if self.whitening is None else self.whitening.mean_D + self._coloured(y) / self.scale
-
-    def _coloured(self, y: Tensor) -> Tensor:
-        """A difference of whitened vectors as one of x, but for the scale."""
-        return y if self.whitening is None else y @ self.whitening.inverse_DD
-
-    def _gained(self, values_M: Tensor, indices_M: Tensor) -> Tensor:
-        """Codes of unit rows from what latents were chosen by: in a folded dictionary that was whitened, times gain."""
-        folded = self.gain_L is not None and self.whitening is None
-        return values_M * self.gain_L[indices_M] if folded else values_M  # type: ignore[index]
-
     def _centred(self, x_ND: Tensor) -> Tensor:
         return self._unknown(self._inside(x_ND)) - self.b_dec_D.detach()
 
@@ -268,47 +231,6 @@ class Learned(Firing):
 
     def calibrate(self, x_ND: Tensor) -> None:
         """Sets what depends on the distribution of x; nothing does, except BatchTopK's threshold."""
-
-    @torch.no_grad()
-    def fold(self) -> None:
-        """Input scale into the biases, and whitening into the weights, in place: nothing that is computed changes."""
-        self.b_enc_L /= self.scale
-        self.b_dec_D.copy_(self._outside(self.b_dec_D))
-        self.scale.fill_(1)
-        if self.whitening is not None and self.gain_L is not None:
-            rows_LD = self._coloured(self.W_dec_LD)
-            self.gain_L.copy_(rows_LD.norm(dim=1))
-            self.W_dec_LD.copy_(F.normalize(rows_LD))
-            self.W_enc_LD.copy_(self.W_enc_LD @ self.whitening.P_DD)
-            self.whitening = None
-
-    @torch.no_grad()
-    def unfold(self) -> None:
-        """To train what was saved further: the input scale back out of what `to_save` folded, so that what is in scaled
-        units (a rate, JumpReLU's bandwidth) means what it did; nothing that is computed changes."""
-        scale = self.provenance.get("input_scale", 1.0)
-        self.scale /= scale
-        self.fold()
-        self.scale.fill_(scale)
-
-    @torch.no_grad()
-    def to_save(self) -> "Learned":
-        """A copy with the input scale folded away; `input_scale` in its provenance is what it was."""
-        folded = copy.deepcopy(self)
-        folded.provenance = {"input_scale": self.scale.item(), **self.provenance}
-        folded.fold()
-        return folded
-
-    def with_k(self, k: int) -> "Dictionary":
-        return super().with_k(k) if self.whitening is None else self.to_save().with_k(k)
-
-    def weights(self) -> dict[str, Tensor]:
-        return {name: tensor for name, tensor in super().weights().items() if name not in self.training_only}
-
-    def load_weights(self, weights: dict[str, Tensor]) -> None:
-        self.whitening = None  # it is folded in what is saved
-        own = self.state_dict()
-        super().load_weights({**weights, **{name: own[name] for name in self.training_only if name in own}})
 
 
 def spread(x_ND: Tensor) -> Tensor:
