@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rayscope.model import LanguageModel
 from rayscope.sites import KINDS, Site, all_sites, resolve
-from rayscope.splicing import Clean, keep_first, token_loss
+from rayscope.splicing import Clean, coded_positions, keep_first, token_loss
 from rayscope.text import PackedText
 
 Edit = Callable[[Tensor], Tensor]
@@ -134,3 +134,9 @@ def test_one_clean_pass_serves_sites_of_several_layers(model: LanguageModel, tok
     assert set(alone.residual) == {1}
     nothing = torch.zeros_like(alone.activations[site.key])
     assert torch.equal(alone.spliced(site, nothing)[0], clean.spliced(site, nothing)[0])
+
+
+def test_special_tokens_are_not_coded_but_position_0_is():
+    tokens_RC = torch.tensor([[7, 3, 7], [3, 9, 4]])
+    assert coded_positions(tokens_RC, (7, 9)).tolist() == [[True, True, False], [True, False, True]]
+    assert coded_positions(tokens_RC, ()).all()
