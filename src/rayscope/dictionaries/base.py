@@ -5,9 +5,6 @@ N vectors, D site width, L latents, M non-zero codes of N vectors.
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +14,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from rayscope.files import whole_folder
 
 FORMAT = 1
 KINDS: dict[str, type["Dictionary"]] = {}  # by the name that config.json gives; filled as classes are defined
@@ -184,19 +183,9 @@ class Dictionary(nn.Module):
         }
         text = json.dumps(config, indent=2, allow_nan=False)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-        try:
-            for name, content in (("weights.safetensors", weights), ("config.json", text.encode())):
-                with (temporary / name).open("wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-            temporary.chmod(0o755)
-            if folder.exists():
-                shutil.rmtree(folder)
-            temporary.rename(folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        with whole_folder(folder) as temporary:
+            (temporary / "weights.safetensors").write_bytes(weights)
+            (temporary / "config.json").write_text(text, encoding="utf-8")
         return folder
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 from markupsafe import Markup
 from omegaconf import OmegaConf
 
+from rayscope.files import write_whole
 from rayscope.report import figures
 from rayscope.report.escapes import visible
 from rayscope.report.inputs import FILES, read
@@ -74,9 +75,7 @@ def build(run: Path, studies: Path | None = None) -> Path:
     )
     folder = run / "report"
     folder.mkdir(exist_ok=True)
-    temporary = folder / ".index.html"
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(folder / "index.html")
+    write_whole(folder / "index.html", page)
     return folder / "index.html"
 
 

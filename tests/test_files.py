@@ -1,0 +1,77 @@
+"""Whole or not at all: what is there before a failure or a kill is there after it, and what a killed writer left is swept."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from rayscope.files import PARTIAL, partial, sweep, whole_file, whole_folder, write_whole
+
+
+def test_a_file_that_fails_half_way_leaves_the_one_before(tmp_path):
+    path = tmp_path / "table.csv"
+    write_whole(path, "before\r\n")
+    with pytest.raises(ZeroDivisionError), whole_file(path) as file:
+        file.write(b"half" * (1 // 0))
+    assert path.read_bytes() == b"before\r\n"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_fails_half_way_leaves_the_one_before(tmp_path):
+    path = tmp_path / "rays"
+    with whole_folder(path) as folder:
+        (folder / "weights").write_text("before")
+    with pytest.raises(ZeroDivisionError), whole_folder(path) as folder:
+        (folder / "weights").write_text("half" * (1 // (folder == path)))
+    assert (path / "weights").read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+    with whole_folder(path) as folder:
+        (folder / "other").write_text("after")
+    assert [file.name for file in path.iterdir()] == ["other"]
+
+
+def test_a_planted_link_is_not_followed(tmp_path, monkeypatch):
+    victim, target = tmp_path / "victim", tmp_path / "config.yaml"
+    victim.write_text("mine")
+    planted = partial(target)
+    planted.symlink_to(victim)
+    monkeypatch.setattr("rayscope.files.partial", lambda path: planted)
+    with pytest.raises(FileExistsError):
+        write_whole(target, "theirs")
+    assert victim.read_text() == "mine"
+
+
+def test_permissions_are_those_of_any_new_file(tmp_path):
+    write_whole(tmp_path / "whole", "")
+    (tmp_path / "plain").touch()
+    with whole_folder(tmp_path / "folder"):
+        pass
+    (tmp_path / "plain_folder").mkdir()
+    for ours, plain in (("whole", "plain"), ("folder", "plain_folder")):
+        assert (tmp_path / ours).stat().st_mode == (tmp_path / plain).stat().st_mode
+
+
+def test_an_error_without_a_name_gets_the_file_it_was_about(tmp_path):
+    with pytest.raises(OSError, match=r"no space.*table\.csv"), whole_file(tmp_path / "table.csv"):
+        raise OSError(28, "no space")
+
+
+def test_what_a_killed_writer_left_is_swept_and_what_a_living_one_writes_is_not(tmp_path):
+    program = (
+        "import sys, time; from pathlib import Path; from rayscope.files import whole_file, whole_folder\n"
+        "with whole_file(Path(sys.argv[1]) / 'a.csv') as file, whole_folder(Path(sys.argv[1]) / 'rays') as folder:\n"
+        "    (folder / 'weights').write_text('half'); print('writing', flush=True); time.sleep(60)\n"
+    )
+    deep = tmp_path / "snapshots" / "256"
+    deep.mkdir(parents=True)
+    (deep / ".mine").write_text("of the user")
+    with subprocess.Popen([sys.executable, "-c", program, str(deep)], stdout=subprocess.PIPE) as writer:
+        assert writer.stdout.readline() == b"writing\n"
+        assert sweep(tmp_path) == []
+        writer.kill()
+    left = {path for path in deep.iterdir() if path.name.endswith(PARTIAL)}
+    assert len(left) == 2
+    assert sweep(tmp_path, age=time.time()) == []
+    assert set(sweep(tmp_path)) == left
+    assert [path.name for path in deep.iterdir()] == [".mine"]
