@@ -1,8 +1,8 @@
 """rayscope demo|train|evaluate|features|study|sites|report|benchmark [key=value ...]: compose, check, run; what is wrong is one line."""
 
-import errno
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
@@ -10,12 +10,11 @@ from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from rayscope.commands import COMMANDS, Wrong
+from rayscope.commands import COMMANDS
 from rayscope.console import say
+from rayscope.errors import CommandError, explain
 from rayscope.memory import keep_freed_memory
 from rayscope.overrides import check
 from rayscope.runs import Finished, run
@@ -24,6 +23,7 @@ CONF = "pkg://rayscope.conf"
 
 
 def perform(command: str, argv: list[str], config: DictConfig) -> None:
+    """Runs the command. Raises CommandError for what the user can mend."""
     function, outputs = COMMANDS[command]
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     keep_freed_memory()
@@ -39,19 +39,11 @@ def perform(command: str, argv: list[str], config: DictConfig) -> None:
             function(config, folder)
     except Finished as finished:
         say(str(finished))
-    except MissingMandatoryValue as error:
-        raise Wrong(f"{error.full_key} is not set; give {error.full_key}=...") from None
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise Wrong(
-                f"no space left on the disk of {error.filename or config.out}; free some, the run resumes"
-            ) from None
-        raise Wrong(str(error)) from None
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        cause = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else error
-        raise Wrong(str(cause)) from None
-    except KeyboardInterrupt:
-        raise Wrong("interrupted; the same command resumes") from None
+    except Exception as error:
+        known = explain(error, config.get("out"))
+        if known is None:
+            raise
+        raise known from None
 
 
 def check_size(sizes: DictConfig, size: object) -> None:
@@ -69,7 +61,22 @@ def set_threads(threads: object) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    argv = sys.argv[1:] if argv is None else argv
+    """Runs a command; what is wrong is on stderr, in one line, and the exit code is 1."""
+    try:
+        command_line(sys.argv[1:] if argv is None else argv)
+    except CommandError as error:
+        say(f"rayscope: {error}")
+        raise SystemExit(1) from None
+    except KeyboardInterrupt as stopped:
+        say(f"rayscope: {stopped or 'interrupted; the same command resumes'}")
+        raise SystemExit(1) from None
+    except Exception as error:
+        say("rayscope: this is a bug in rayscope; please report it with the lines below")
+        traceback.print_exception(error)
+        raise SystemExit(1) from error
+
+
+def command_line(argv: list[str]) -> None:
     if argv and argv[0] in ("--version", "-V"):
         from rayscope import __version__
 
@@ -81,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
         return complete(rest)
     if command not in COMMANDS:
         near = get_close_matches(command, COMMANDS, n=2)
-        raise Wrong(
+        raise CommandError(
             f"no command {command!r}; {'nearest: ' + ', '.join(near) if near else 'there are ' + ', '.join(COMMANDS)}"
         )
     if command == "benchmark":
@@ -95,8 +102,7 @@ def main(argv: list[str] | None = None) -> None:
         try:
             check(command, overrides, sweep=len(flags) > 0)
         except ValueError as error:
-            raise Wrong(str(error)) from None
-
+            raise CommandError(str(error)) from None
     call_hydra(command, [f"rayscope {command}", *rest], lambda config: perform(command, argv, config))
 
 
@@ -107,13 +113,24 @@ def parts_by_name(arguments: list[str]) -> list[str]:
 
 
 def call_hydra(command: str, argv: list[str], task: Callable[[DictConfig], None]) -> None:
+    """hydra composes and calls the task. What the task raises is raised here: hydra itself would print it at length."""
+    failed: list[Exception] = []
+
+    def guarded(config: DictConfig) -> None:
+        try:
+            task(config)
+        except Exception as error:
+            failed.append(error)
+
     before = sys.argv
     sys.argv = argv
     try:
-        hydra.main(config_path=CONF, config_name=command, version_base="1.3")(task)()
+        hydra.main(config_path=CONF, config_name=command, version_base="1.3")(guarded)()
     finally:
         sys.argv = before
         GlobalHydra.instance().clear()
+    if failed:
+        raise failed[0]
 
 
 def complete(arguments: list[str]) -> None:

@@ -21,14 +21,6 @@ TRAINED = [  # and, when a run is replaced, what was measured on its dictionarie
 ]
 
 
-class Wrong(SystemExit):
-    """Exit code 1; the one line that says why is on stderr."""
-
-    def __init__(self, message: str):
-        say(f"rayscope: {' '.join(message.split())}")
-        super().__init__(1)
-
-
 def train(config: DictConfig, folder: Path) -> None:
     from rayscope import pipeline
     from rayscope.sites import resolve
@@ -132,7 +124,7 @@ def benchmark(config: DictConfig, folder: Path) -> None:
     try:
         path = running.run(**options, show=lambda table: print(table, end="\n\n", flush=True))
     except KeyboardInterrupt:
-        raise Wrong(f"interrupted; the parts that finished are in {config.out}") from None
+        raise KeyboardInterrupt(f"interrupted; the parts that finished are in {config.out}") from None
     say(f"benchmark: {path}")
 
 

@@ -1,0 +1,62 @@
+"""CommandError: what a user can mend, in one line; and which exceptions from below a command are that."""
+
+import errno
+import unicodedata
+
+from hydra.errors import HydraException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+OUT_OF_MEMORY = (  # what torch says in a plain RuntimeError
+    "DefaultCPUAllocator",
+    "CUDA out of memory",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+
+
+class CommandError(Exception):
+    """One line for the user, `rayscope: ...` on stderr; the command ends with exit code 1."""
+
+    def __init__(self, message: str):
+        super().__init__(one_line(message))
+
+
+def one_line(text: str) -> str:
+    """The text with each stretch of white space as one space, and without what acts on a terminal."""
+    kept = "".join(
+        c if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp") or c.isspace() else "?" for c in text
+    )
+    return " ".join(kept.split())
+
+
+def explain(error: BaseException, out: object = None) -> CommandError | None:
+    """The one line for an error that the user can mend; None for any other, which is a bug.
+
+    out: the run's folder, on whose disk a write failed if the error names no file.
+    """
+    if isinstance(error, CommandError):
+        return error
+    of_hydra = isinstance(error, HydraException | OmegaConfBaseException)
+    if of_hydra and error.__cause__ and (known := explain(error.__cause__, out)):
+        return known  # what hydra called says it better than hydra
+    if isinstance(error, MissingMandatoryValue):
+        return CommandError(f"{error.full_key} is not set; give {error.full_key}=...")
+    if is_out_of_memory(error):
+        return CommandError(
+            "out of memory; lower stream.batch_size, stream.round_tokens or latents, train fewer dictionaries or "
+            f"sites at once, or give another device= ({str(error) or type(error).__name__:.120})"
+        )
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return CommandError(f"no space left on the disk of {error.filename or out}; free some, the run resumes")
+    if of_hydra:
+        return CommandError(str(error).strip().split("\n")[0])
+    if isinstance(error, OSError | ValueError):
+        return CommandError(str(error) or type(error).__name__)
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Of Python, numpy (a MemoryError too), or torch, whose CPU allocator raises a plain RuntimeError."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
