@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rayscope.activations import ActivationStream, Batch, generator_of
+from rayscope.activations import ActivationStream, Batch, generator_of, permutation
 from rayscope.model import LanguageModel
 from rayscope.pipeline import tokens_of
 from rayscope.sites import all_sites, resolve
@@ -152,7 +152,7 @@ def test_a_held_out_split_is_passed_over_at_most_once(model: LanguageModel, pack
         found = torch.cat([batch.tokens_N * 32 + batch.positions_N for batch in stream]).tolist()
         assert len(found) == len(set(found))
         assert len(found) > min(tokens, 25 * 31) - 3 * batch_size
-    with pytest.raises(ValueError, match="split validation is smaller than one batch of 1024"):
+    with pytest.raises(ValueError, match=r"split validation has 744 positions, .*: less than one batch of 1024"):
         Source(model, held_out, batch_size=1024).stream("validation", resolve(TWO[0], model), 5000)
     with pytest.raises(ValueError, match="tokens=0 is less than one batch of 64"):
         Source(model, held_out, batch_size=64).stream("validation", resolve(TWO[0], model), 0)
@@ -255,8 +255,14 @@ def test_activations_that_are_not_finite_name_their_site(model: LanguageModel, p
 def test_sizes_that_cannot_be_are_refused(model: LanguageModel, packed: PackedText):
     with pytest.raises(ValueError, match="round_tokens=62 is less than one batch of 64"):
         stream_of(model, packed.train, round_tokens=62)
-    with pytest.raises(ValueError, match="tokens=63 is less than one batch of 64"):
+    with pytest.raises(
+        ValueError, match=r"^tokens=63 is less than one batch of 64; raise it, or lower stream.batch_size"
+    ):
         stream_of(model, packed.train, tokens=63)
+    with pytest.raises(ValueError, match=r"^features.tokens=63 is less than one batch of 64"):
+        Source(model, packed, batch_size=64).stream("test", resolve(TWO[0], model), 63, option="features.tokens")
+    with pytest.raises(ValueError, match=r"stream.batch_size=0: at least 1"):
+        stream_of(model, packed.train, batch_size=0)
     few = first_rows(packed.train, 3)
     left = int((few.tokens[:, 1:] != few.tokens[0, 1]).sum())
     with pytest.raises(
@@ -266,6 +272,19 @@ def test_sizes_that_cannot_be_are_refused(model: LanguageModel, packed: PackedTe
     stream_of(model, few, batch_size=left, exclude=few.tokens[0, 1:2].tolist())
     with pytest.raises(ValueError, match="precision=fp8: fp32 or bf16"):
         stream_of(model, packed.train, precision="fp8")
+
+
+@pytest.mark.parametrize("seed", [20261125083000, -(10**30), 2**63, 10**12])
+def test_a_seed_is_any_whole_number(seed: int):
+    drawn, same, other = (permutation(50, each, "pass", 0) for each in (seed, seed, seed + 1))
+    assert sorted(drawn.tolist()) == list(range(50))
+    assert torch.equal(drawn, same)
+    assert not torch.equal(drawn, other)
+
+
+def test_seeds_give_what_they_gave():
+    assert permutation(6, 0, "pass", 0).tolist() == [2, 5, 3, 0, 1, 4]
+    assert permutation(6, -3, "round", 2).tolist() == [1, 4, 0, 3, 2, 5]
 
 
 def test_labels_are_those_of_the_batch_and_need_no_model(model: LanguageModel, packed: PackedText):

@@ -132,6 +132,24 @@ def test_bad_input_leaves_nothing_behind(wrong, small, tmp_path, more, said):
     assert not (tmp_path / "deep").exists()
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["features.tokens=10"], "features.tokens=10 is less than one batch of 64"),
+        (["baselines.fit_tokens=10"], "baselines.fit_tokens=10 is less than one batch of 64"),
+        (["training.calibration_tokens=10"], "training.calibration_tokens=10 is less than one batch of 64"),
+        (
+            ["stream.batch_size=8192", "tokens=8192", "features.tokens=8192", "stream.round_tokens=8192"],
+            "split validation has ",
+        ),
+        (["features.min_count=99999"], "features.min_count=99999: no token occurs so often"),
+    ],
+)
+def test_demo_says_before_training_that_the_text_is_too_small(wrong, small, tmp_path, more, said):
+    assert said in wrong("demo", *small, *SMALL, *FEATURES, "dictionaries=[topk]", *more, f"out={tmp_path / 'run'}")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_that_never_began_does_not_stand_in_the_way_of_the_right_one(wrong, small, tmp_path):
     (tmp_path / "run").mkdir()  # an empty folder that is there already stays
     wrong("train", *small, "k=65", f"out={tmp_path / 'run'}")

@@ -62,5 +62,37 @@ def test_an_unknown_hook_point_names_the_nearest():
         hooks("blocks.3.hook_residpost")
     with pytest.raises(ValueError, match=r"'blocks.6.hook_resid_post'.*nearest: blocks.\d.hook_resid_post"):
         hooks(["blocks.2.hook_resid_post", "blocks.{5..6}.hook_resid_post"])  # one good, one out of range
-    with pytest.raises(ValueError, match="no hook point given"):
-        hooks([])
+
+
+def test_a_name_that_is_like_none_gets_those_of_its_layer():
+    """transformers' own name of what is blocks.2.hook_resid_post here."""
+    with pytest.raises(ValueError, match=r"'transformer.h.2' .*nearest: blocks.2.hook_resid_pre, .*hook_resid_post$"):
+        hooks("transformer.h.2")
+    with pytest.raises(ValueError, match=r"'layer.99' .*nearest: blocks.3.hook_resid_pre, "):
+        hooks("layer.99")
+
+
+@pytest.mark.parametrize(
+    ("patterns", "said"),
+    [
+        ([], "none given"),
+        (None, "null given"),
+        (3, "3 given"),
+        ([3], "3 given"),
+        (["blocks.1.hook_mlp_out", None], "null given"),
+        ("", "'' given"),
+        ([" "], "' ' given"),
+        ([["blocks.1.hook_mlp_out"]], r"\['blocks.1.hook_mlp_out'\] given"),
+        ("blocks.(.hook_mlp_out", r"no hook point 'blocks.\(.hook_mlp_out'.*nearest: blocks"),
+        ("blocks.{1,2.hook_mlp_out", r"no hook point 'blocks.\{1,2.hook_mlp_out'.*nearest: blocks"),
+        ("blocks.{}.hook_mlp_out", r"no hook point 'blocks\.\.hook_mlp_out'.*nearest: blocks"),
+        ("blocks.{4..2}.hook_mlp_out", r"\{4\.\.2\} runs down; write \{2\.\.4\}"),
+        ("blocks.{0..999999999}.hook_mlp_out", "stands for more than 1000 names"),
+        ("blocks.{0..99}{0..99}{0..99}{0..99}.hook_mlp_out", "stands for more than 1000 names"),
+        ("blocks.{0..99999999999999}.hook_mlp_out", r"no hook point 'blocks.0\.\.9"),
+        ("b" * 100_000, r"no hook point 'b{80}' in"),
+    ],
+)
+def test_what_is_no_pattern_is_one_line(patterns, said: str):
+    with pytest.raises(ValueError, match=rf"^sites.patterns: [^\n]*{said}"):
+        hooks(patterns)

@@ -58,11 +58,17 @@ class Stream(ABC):
     A subclass makes batch `number` from the number alone (any number from 0 on, past the length too), on the CPU, so
     the whole state is the next batch's number and a resumed run sees what the uninterrupted one would. Sized, because
     Lightning loses a batch at each resume of an unsized one. device: where training on it runs.
+
+    option: what the user calls `tokens`, for the message if they are less than a batch.
     """
 
-    def __init__(self, sites: Sequence[Site], *, tokens: int, batch_size: int):
-        if batch_size < 1 or tokens < batch_size:
-            raise ValueError(f"tokens={tokens} is less than one batch of {batch_size}")
+    def __init__(self, sites: Sequence[Site], *, tokens: int, batch_size: int, option: str = "tokens"):
+        if batch_size < 1:
+            raise ValueError(f"stream.batch_size={batch_size}: at least 1")
+        if tokens < batch_size:
+            raise ValueError(
+                f"{option}={tokens} is less than one batch of {batch_size}; raise it, or lower stream.batch_size"
+            )
         self.sites, self.batch_size, self.length = tuple(sites), batch_size, tokens // batch_size
         self.next_batch = 0
 
@@ -137,21 +143,24 @@ class ActivationStream(Stream):
         precision: str = "fp32",
         harvest_rows: int = 16,
         exclude: Sequence[int] = (),
+        option: str = "tokens",
     ):
         if precision not in ("fp32", "bf16"):
             raise ValueError(f"precision={precision}: fp32 or bf16")
-        super().__init__(sites, tokens=tokens, batch_size=batch_size)
+        super().__init__(sites, tokens=tokens, batch_size=batch_size, option=option)
         self.context = rows.tokens.shape[1]
         self.batches_a_round = round_tokens // batch_size
         if not self.batches_a_round:
-            raise ValueError(f"stream.round_tokens={round_tokens} is less than one batch of {batch_size}; raise it")
+            raise ValueError(
+                f"stream.round_tokens={round_tokens} is less than one batch of {batch_size}; raise it, or lower stream.batch_size"
+            )
         self.exclude = tuple(exclude)
         self.sizes_R = stream_positions(rows, self.exclude)
         self.pass_size = int(self.sizes_R.sum())
         if self.pass_size < batch_size:
             raise ValueError(
                 f"text: {self.pass_size} positions, without position 0 and special tokens, are less than one batch of "
-                f"{batch_size}; give more text"
+                f"{batch_size}; give more text, or lower stream.batch_size"
             )
         self.model, self.rows, self.seed, self.precision = model, rows, seed, precision
         self.harvest_rows = harvest_rows
@@ -243,9 +252,11 @@ STREAMS = {"pass": 0, "round": 1, "evaluation": 2}
 
 
 def permutation(size: int, seed: int, stream: str, number: int) -> Tensor:
-    """A permutation drawn from (seed, stream, number)."""
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + int(number)) * len(STREAMS) + STREAMS[stream])
-    return torch.randperm(size, generator=generator)
+    """A permutation drawn from (seed, stream, number); the seed is any whole number."""
+    key = (seed * 1_000_003 + int(number)) * len(STREAMS) + STREAMS[stream]
+    if not -(2**63) <= key < 2**64:  # all that torch takes
+        key %= 2**64
+    return torch.randperm(size, generator=torch.Generator().manual_seed(key))
 
 
 def generator_of(*key: str | int) -> torch.Generator:

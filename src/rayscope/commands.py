@@ -33,11 +33,22 @@ def train(config: DictConfig, folder: Path) -> None:
         raise ValueError(f"stage={config.stage}: dictionaries or kl")
     source = open_source(config)
     sites = resolve(config.sites.patterns, source.model)
+    check_text(config, source, sites)
     dictionaries = {name: hydra.utils.instantiate(partial) for name, partial in config.dictionaries.items()}
     with loggers(config) as opened:
         pipeline.train_dictionaries(
             source, sites, dictionaries, folder, tokens=config.tokens, loggers=opened, **config.training
         )
+
+
+def check_text(config: DictConfig, source: Any, sites: list) -> None:
+    """Raises ValueError before training for a text too small for what `demo` does after it."""
+    from rayscope import pipeline
+
+    if "features" in config:
+        sizes = {key: config.features[key] for key in ("tokens", "most_frequent", "spaced", "min_count")}
+        pipeline.frequent_tokens(source, sites, **sizes)
+        source.stream("train", sites, config.baselines.fit_tokens, option="baselines.fit_tokens")
 
 
 def tune(config: DictConfig, folder: Path) -> None:
@@ -92,7 +103,7 @@ def study(config: DictConfig, folder: Path) -> None:
             raise ValueError(f"study.sizes.{config.size}.{key}={value}: a list, such as [{value}]")
     source = open_source(config)
     sites = tuple(resolve(config.sites.patterns, source.model))
-    setting = studies.Setting(source, sites, tuple(options.pop("seeds", None) or ()), folder)
+    setting = studies.Setting(source, sites, tuple(options.pop("seeds", None) or ()), folder, config.size)
     verdict = studies.conduct(
         hydra.utils.instantiate(asked["run"], **options),
         setting,

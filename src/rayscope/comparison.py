@@ -82,10 +82,12 @@ def compare(
     headline_k: int,
     fit_tokens: int,
     sample: int = 0,
+    option: str = "baselines.fit_tokens",
 ) -> Comparison:
-    """sample: how many of the fit_tokens' vectors stay in memory (4 bytes x width each, a site) for baselines that need them."""
+    """sample: how many of the fit_tokens' vectors stay in memory (4 bytes x width each, a site) for baselines that need them;
+    option: what the user calls `fit_tokens`."""
     sites, device = list(learned), source.model.device
-    stream = source.stream("train", sites, fit_tokens, "fp32")
+    stream = source.stream("train", sites, fit_tokens, "fp32", option)
     fitted = fit_sites(source.model, sites, stream, sample, source.seed)
     both = {}
     for site, named in learned.items():

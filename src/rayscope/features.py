@@ -92,7 +92,10 @@ def choose_tokens(
         (available[order] >= min_count) & (counts[order] > 0)
     )  # rank - 1 of those that occur enough
     if not len(places):
-        raise ValueError(f"no token occurs min_count={min_count} times; lower min_count or give more text")
+        raise ValueError(
+            f"features.min_count={min_count}: no token occurs so often in the validation and the test text that is read; "
+            "lower it, raise features.tokens or give more text"
+        )
     head, tail = places[:most_frequent], places[most_frequent:]
     if len(tail) > spaced > 0:
         targets = np.geomspace(tail[0] + 1, tail[-1] + 1, spaced)

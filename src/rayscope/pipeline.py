@@ -16,7 +16,7 @@ from rayscope.console import say
 from rayscope.contexts import top_contexts
 from rayscope.dictionaries import Dictionary, Learned, find, load
 from rayscope.evaluation import Measurement, measure
-from rayscope.features import appearance, choose_tokens, token_features, with_appearance
+from rayscope.features import Tokens, appearance, choose_tokens, token_features, with_appearance
 from rayscope.files import write_whole
 from rayscope.finetuning import LastRows, finetune
 from rayscope.meter import bits_per_token
@@ -41,7 +41,8 @@ def train_dictionaries(
     **options: Any,
 ) -> None:
     """Trains every dictionary at every site of the source's text: see `train_on`."""
-    stream, calibration = source.stream("train", sites, tokens), source.stream("validation", sites, calibration_tokens)
+    stream = source.stream("train", sites, tokens)
+    calibration = source.stream("validation", sites, calibration_tokens, option="training.calibration_tokens")
     about = {site: source.provenance(site) for site in sites}
     train_on(stream, calibration, partials, folder, about=about, vocabulary=source.model.vocabulary, **options)
 
@@ -106,7 +107,7 @@ def finetune_dictionaries(
         for dictionary in named.values():
             dictionary.unfold()
     last = LastRows(source.text.train, tokens=tokens, rows_per_batch=rows, seed=source.seed)
-    validation = source.stream("validation", list(learned), calibration_tokens)
+    validation = source.stream("validation", list(learned), calibration_tokens, option="training.calibration_tokens")
     finetune(source.model, last, learned, folder, weight=kl, lr=lr, calibration=validation, loggers=loggers, **options)
     tuned = len(last) * last.tokens_a_batch
     for site, named in learned.items():
@@ -186,18 +187,8 @@ def measure_features(
             f"features.names={names}: no such dictionary; there are {', '.join(sorted(next(iter(dictionaries.values()))))}"
         )
     sites = list(both)
-    splits = {split: source.stream(split, sites, tokens, "fp32") for split in SPLITS[1:]}
-    seen = {
-        split: np.bincount(tokens_of(stream), minlength=len(source.text.train.counts))
-        for split, stream in splits.items()
-    }
-    chosen = choose_tokens(
-        source.text.train.counts,
-        most_frequent,
-        spaced,
-        min_count=min_count,
-        available=np.minimum(*seen.values()),
-        exclude=source.model.special_ids,
+    splits, chosen = frequent_tokens(
+        source, sites, tokens=tokens, most_frequent=most_frequent, spaced=spaced, min_count=min_count
     )
     trained = {
         name: d.provenance["tokens"] for named in both.values() for name, d in named.items() if "tokens" in d.provenance
@@ -221,6 +212,26 @@ def measure_features(
     write_whole(folder / "contexts.json", json.dumps(entries, indent=1))
     write_table(table, folder / "token_features.csv")
     return table
+
+
+def frequent_tokens(
+    source: Source, sites: Sequence[Site], *, tokens: int, most_frequent: int, spaced: int, min_count: int
+) -> tuple[dict[str, ActivationStream], Tokens]:
+    """The held-out streams that latents are tested on, and the tokens to test them for. The model is not run.
+
+    Raises ValueError if the text is too small for either.
+    """
+    splits = {split: source.stream(split, sites, tokens, "fp32", "features.tokens") for split in SPLITS[1:]}
+    seen = [np.bincount(tokens_of(stream), minlength=len(source.text.train.counts)) for stream in splits.values()]
+    chosen = choose_tokens(
+        source.text.train.counts,
+        most_frequent,
+        spaced,
+        min_count=min_count,
+        available=np.minimum(*seen),
+        exclude=source.model.special_ids,
+    )
+    return splits, chosen
 
 
 def tokens_of(stream: ActivationStream) -> np.ndarray:

@@ -91,9 +91,9 @@ class World:
     def site(self) -> Site:
         return Site("planted", self.width, 0)
 
-    def stream(self, split: str, tokens: int, batch_size: int = 1024) -> "PlantedStream":
-        """Vectors of this world; another split (any name) has others."""
-        return PlantedStream(self, split, tokens=tokens, batch_size=batch_size)
+    def stream(self, split: str, tokens: int, batch_size: int = 1024, option: str = "tokens") -> "PlantedStream":
+        """Vectors of this world; another split (any name) has others. option: what the user calls `tokens`."""
+        return PlantedStream(self, split, tokens=tokens, batch_size=batch_size, option=option)
 
     def codes(self, vectors: int, generator: torch.Generator) -> Codes:
         """Which features are active on each vector, and their values."""
@@ -138,8 +138,8 @@ class PlantedStream(Stream):
     There is no text: every token is 0, and a document is 64 consecutive vectors of a batch, for intervals.
     """
 
-    def __init__(self, world: World, split: str, *, tokens: int, batch_size: int = 1024):
-        super().__init__([world.site], tokens=tokens, batch_size=batch_size)
+    def __init__(self, world: World, split: str, *, tokens: int, batch_size: int = 1024, option: str = "tokens"):
+        super().__init__([world.site], tokens=tokens, batch_size=batch_size, option=option)
         self.world, self.split = world, split
 
     def _made(self, number: int) -> tuple[Codes, torch.Generator]:

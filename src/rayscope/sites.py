@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Protocol
 
+MOST = 1000  # names that a pattern may stand for: more than any model's layers
+LONGEST = 80  # characters of a pattern that a message repeats
 # in the order in which a block computes them
 KINDS = ("hook_resid_pre", "hook_attn_out", "hook_resid_mid", "mlp.hook_post", "hook_mlp_out", "hook_resid_post")
 
@@ -54,30 +56,61 @@ def resolve(patterns: str | Iterable[str], model: Sized) -> list[Site]:
     Raises ValueError with the nearest names for a pattern that matches nothing.
     """
     sites = all_sites(model)
-    names = {site.hook for site in sites}
+    names = [site.hook for site in sites]
     chosen: set[str] = set()
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+    for pattern in as_patterns(patterns):
         for hook in expand(pattern.replace("blocks.middle.", f"blocks.{model.layers // 2}.")):
             regex = re.compile(re.escape(hook).replace(r"\*", r"[^.]*"))
             found = {name for name in names if regex.fullmatch(name)}
             if not found:
-                near = get_close_matches(hook, sorted(names), n=3, cutoff=0.3)
                 raise ValueError(
-                    f"sites: no hook point {hook!r} in this model of {model.layers} layers; nearest: {', '.join(near)}"
+                    f"sites.patterns: no hook point {hook[:LONGEST]!r} in this model of {model.layers} layers; "
+                    f"nearest: {', '.join(nearest(hook[:LONGEST], names))}"
                 )
             chosen |= found
-    if not chosen:
-        raise ValueError("sites: no hook point given, such as blocks.3.hook_resid_post")
     return [site for site in sites if site.hook in chosen]
 
 
+def as_patterns(given: object) -> list[str]:
+    patterns = [given] if isinstance(given, str) else list(given) if isinstance(given, Iterable) else [given]
+    for pattern in patterns or [None]:
+        if not isinstance(pattern, str) or not pattern.strip():
+            what = "null" if pattern is None and patterns else "none" if pattern is None else repr(pattern)
+            raise ValueError(f"sites.patterns: {what} given; a hook point is such as blocks.3.hook_resid_post")
+    return patterns
+
+
+def nearest(hook: str, names: list[str]) -> list[str]:
+    """The three names that are most like it; of a hook of nothing like them, those of its layer, or of the middle one."""
+    found = get_close_matches(hook, names, n=3, cutoff=0.5)
+    if not found:
+        layers = list(dict.fromkeys(name.split(".")[1] for name in names))
+        asked = [layer for layer in re.findall(r"\d+", hook) if layer in layers] or [layers[len(layers) // 2]]
+        found = [name for name in names if name.startswith(f"blocks.{asked[0]}.")]
+    return found
+
+
 def expand(pattern: str) -> list[str]:
-    """`a.{1,3..5}.b` -> a.1.b, a.3.b, a.4.b, a.5.b."""
+    """`a.{1,3..5}.b` -> a.1.b, a.3.b, a.4.b, a.5.b.
+
+    Raises ValueError for a range that runs down, and for more than MOST names.
+    """
     match = re.search(r"\{([^{}]*)\}", pattern)
     if not match:
         return [pattern]
     options: list[str] = []
     for part in match[1].split(","):
-        bounds = re.fullmatch(r"\s*(\d+)\.\.(\d+)\s*", part)
-        options += map(str, range(int(bounds[1]), int(bounds[2]) + 1)) if bounds else [part.strip()]
-    return [done for option in options for done in expand(pattern[: match.start()] + option + pattern[match.end() :])]
+        bounds = re.fullmatch(r"\s*([0-9]{1,9})\.\.([0-9]{1,9})\s*", part)
+        if not bounds:
+            options.append(part.strip())
+            continue
+        first, last = int(bounds[1]), int(bounds[2])
+        if first > last:
+            raise ValueError(f"sites.patterns: {{{part.strip()}}} runs down; write {{{last}..{first}}}")
+        options += map(str, range(first, min(last, first + MOST) + 1))
+    done: list[str] = []
+    for option in options:
+        done += expand(pattern[: match.start()] + option + pattern[match.end() :])
+        if len(done) > MOST:
+            raise ValueError(f"sites.patterns: {pattern[:LONGEST]!r} stands for more than {MOST} names")
+    return done

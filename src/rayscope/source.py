@@ -30,15 +30,24 @@ class Source:
     round_tokens: int = 65_536
     precision: str = "fp32"
 
-    def stream(self, split: str, sites: Sequence[Site], tokens: int, precision: str | None = None) -> ActivationStream:
+    def stream(
+        self, split: str, sites: Sequence[Site], tokens: int, precision: str | None = None, option: str = "tokens"
+    ) -> ActivationStream:
         """Special tokens are left out. At most one pass over a held-out split; training text is passed over as often as the
-        tokens need."""
+        tokens need.
+
+        option: what the user calls `tokens`. Raises ValueError if they, or the split, are less than one batch.
+        """
         rows, exclude = self.text[split], self.model.special_ids
         round_tokens = min(self.round_tokens, tokens)
         if split != "train" and tokens >= self.batch_size:
-            there = int(stream_positions(rows, exclude).sum()) // self.batch_size
+            positions = int(stream_positions(rows, exclude).sum())
+            there = positions // self.batch_size
             if not there:
-                raise ValueError(f"text: split {split} is smaller than one batch of {self.batch_size}; give more text")
+                raise ValueError(
+                    f"text: split {split} has {positions} positions, without position 0 and special tokens: less than "
+                    f"one batch of {self.batch_size}; lower stream.batch_size, or give more text"
+                )
             batches = min(tokens // self.batch_size, there)
             rounds = -(-batches // max(1, round_tokens // self.batch_size))
             a_round = min(-(-batches // rounds), there // rounds)  # equal rounds, none of which begins a second pass
@@ -54,6 +63,7 @@ class Source:
             seed=self.seed,
             precision=precision or self.precision,
             exclude=exclude,
+            option=option,
         )
 
     def windows(self, split: str, sites: Sequence[Site], tokens: int, rows: int = 16) -> Windows:

@@ -79,16 +79,20 @@ def pareto(
         for seed in of
     }
     source, sites = setting.source, setting.sites
+    for split, size, name in (("train", fit_tokens, "fit_tokens"), ("test", source.batch_size, "gap_tokens")):
+        source.stream(split, sites, size, option=setting.option(name))  # which are read after training
     learned: dict[Site, dict[str, Dictionary]] = {site: {} for site in sites}
     for number, (there, names) in enumerate(groups(sites, made, latents)):
         trained = train_arms(
-            setting.folder / "arms" / str(number), source.stream("train", there, tokens),
-            source.stream("validation", there, validation_tokens, "fp32"), {name: made[name] for name in names},
+            setting.folder / "arms" / str(number), source.stream("train", there, tokens, option=setting.option("tokens")),
+            source.stream("validation", there, validation_tokens, "fp32", setting.option("validation_tokens")), {name: made[name] for name in names},
             vocabulary=source.model.vocabulary, about={site: source.provenance(site) for site in there},
         )  # fmt: skip
         for site, named in trained.items():
             learned[site] |= {name: dictionary.cpu() for name, dictionary in named.items()}
-    compared = compare(source, learned, for_seeds(baselines, seeds), first, fit_tokens, sample)
+    compared = compare(
+        source, learned, for_seeds(baselines, seeds), first, fit_tokens, sample, setting.option("fit_tokens")
+    )
     compared = replace(compared, all={site: seed_last(named) for site, named in compared.all.items()})
     measured = measure_in_parts(
         compared, tokens=held_out, splice_tokens=splice_tokens, validation_tokens=validation_tokens

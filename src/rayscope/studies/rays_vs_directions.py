@@ -81,13 +81,21 @@ def rays_vs_directions(
     make = makers(latents, rank)
     arms = [Arm(arm, k, seed) for seed in setting.seeds for k in ks for arm in make]
     partials = {a.name: partial(make[a.arm], k=a.k, seed=a.seed, lr=lr) for a in arms}
-    stream, validation = source.stream("train", sites, tokens), source.stream("validation", sites, validation_tokens)
-    test = source.stream("test", sites, test_tokens)
+    stream = source.stream("train", sites, tokens, option=setting.option("tokens"))
+    validation = source.stream("validation", sites, validation_tokens, option=setting.option("validation_tokens"))
+    test = source.stream("test", sites, test_tokens, option=setting.option("test_tokens"))
+    source.stream(
+        "train", sites, min(tokens, fit_tokens), option="study.run.fit_tokens"
+    )  # this and the next, read after training
+    for split, size in (("train", "tokens"), ("test", "test_tokens")):
+        world(bipolar=bipolar[0], seed=setting.seeds[0]).stream(
+            split, planted[size], option=setting.option(f"planted.{size}")
+        )
     about = {site: source.provenance(site) for site in sites}
     records = Records(A)
 
     learned = train_arms(folder / "real", stream, validation, partials, about=about)
-    compared = compare(source, learned, {}, null_k, min(tokens, fit_tokens))
+    compared = compare(source, learned, {}, null_k, min(tokens, fit_tokens), option="study.run.fit_tokens")
     measured = measure_compared(
         compared, tokens=test_tokens, splice_tokens=splice_tokens, validation_tokens=validation_tokens
     )

@@ -70,7 +70,7 @@ def reproducible_directions(
         raise ValueError(f"seeds={list(setting.seeds)}: a direction is found again by another seed; give at least two")
     source = replace(setting.source, batch_size=batch_size or setting.source.batch_size)
     widest, found, sizes = max(widths), {}, {}
-    for name, streams in every_stream(source, setting.sites, nulls, (tokens, means_tokens, test_tokens)):
+    for name, streams in every_stream(source, setting, nulls, (tokens, means_tokens, test_tokens)):
         here = widths if name == REAL else [widest]
         arms = {
             f"latents{latents}_seed{seed}": partial(TopK, latents=latents, k=k, seed=seed, lr=lr)
@@ -104,17 +104,21 @@ def reproducible_directions(
 
 
 def every_stream(
-    source: Source, sites: Sequence[Site], nulls: Sequence[str], tokens: tuple[int, int, int]
+    source: Source, setting: Setting, nulls: Sequence[str], tokens: tuple[int, int, int]
 ) -> Iterator[tuple[str, Streams]]:
     """By name, one at a time; tokens: of a half, of the text that means are taken on, of test."""
+    sites, options = setting.sites, [setting.option(name) for name in ("tokens", "means_tokens", "test_tokens")]
 
     def cut(source: Source) -> tuple[Stream, Stream]:
-        first, second = (half.stream("train", sites, tokens[0]) for half in halves(source, tokens[0]))
+        first, second = (
+            half.stream("train", sites, tokens[0], option=options[0]) for half in halves(source, tokens[0])
+        )
         return first, second
 
     def streams(source: Source) -> Streams:
-        seen = source.stream("train", sites, tokens[1], "fp32")
-        return Streams(source, cut(source), seen, Batch.join(source.stream("test", sites, tokens[2], "fp32")))
+        seen = source.stream("train", sites, tokens[1], "fp32", options[1])
+        test = source.stream("test", sites, tokens[2], "fp32", options[2])
+        return Streams(source, cut(source), seen, Batch.join(test))
 
     real = streams(source)
     yield REAL, real

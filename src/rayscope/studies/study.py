@@ -22,7 +22,8 @@ from rayscope.source import Source
 
 @dataclass(frozen=True)
 class Setting:
-    """What a study works with. folder: the run's, in which its arms are trained, each resumed from its checkpoint.
+    """What a study works with. folder: the run's, in which its arms are trained, each resumed from its checkpoint;
+    size: whose options it was given.
 
     Raises ValueError without a site or a seed.
     """
@@ -31,11 +32,16 @@ class Setting:
     sites: tuple[Site, ...]
     seeds: tuple[int, ...]
     folder: Path
+    size: str | None = None
 
     def __post_init__(self):
         for name, such in (("sites", "blocks.3.hook_resid_post"), ("seeds", "[0, 1, 2]")):
             if not getattr(self, name):
                 raise ValueError(f"{name}: none given; a study needs at least one, such as {such}")
+
+    def option(self, name: str) -> str:
+        """What the user calls an argument of the study."""
+        return f"study.sizes.{self.size}.{name}" if self.size else name
 
 
 @dataclass(frozen=True)

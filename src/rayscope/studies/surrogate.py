@@ -19,9 +19,11 @@ from rayscope.drawing import COLOURS, MARKERS, label, panels
 from rayscope.meter import Meter, bits_per_token
 from rayscope.reconstruction import reconstruct
 from rayscope.sites import Site
+from rayscope.source import Source
 from rayscope.studies.arms import train_arms
 from rayscope.studies.study import Findings, Observed, Setting, over_seeds
 from rayscope.surrogates import Surrogate, sample_sites
+from rayscope.text import SPLITS
 
 MATCHED = ("gaussian", "elliptical", "pc_shuffled", "token_mixture")  # of the real mean and covariance
 STREAMS = ("real", *MATCHED, "random_weights")
@@ -122,19 +124,31 @@ def make_arenas(
 ) -> Iterator[tuple[str, Arena]]:
     """(name, Arena) of every stream, the real one first, one at a time: each holds its held-out vectors."""
     source, sites = setting.source, setting.sites
-    known = sample_sites(source.stream("train", sites, fit_tokens, "fp32"), source.model.vocabulary, sample)
+
+    def fit(source: Source) -> Stream:
+        return source.stream("train", sites, fit_tokens, "fp32", setting.option("fit_tokens"))
+
+    def train_on(source: Source) -> Stream:
+        return source.stream("train", sites, tokens, option=setting.option("tokens"))
+
+    def hold_out(source: Source) -> dict[str, Batch]:
+        streams = {
+            split: source.stream(split, sites, held_out, "fp32", setting.option("held_out")) for split in SPLITS[1:]
+        }
+        return {split: Batch.join(stream) for split, stream in streams.items()}
+
+    train, held = train_on(source), hold_out(source)
+    known = sample_sites(fit(source), source.model.vocabulary, sample)
     moments = {key: one.moments for key, one in known.items()}
-    train = source.stream("train", sites, tokens)
-    held = {split: Batch.join(source.stream(split, sites, held_out, "fp32")) for split in ("validation", "test")}
     yield "real", Arena(train, held["validation"], held["test"], moments)
     for kind in MATCHED:
         null = Surrogate(kind, known, train, seed=source.seed)
         yield kind, Arena(null, null.match(held["validation"]), null.match(held["test"]), moments)
     other = replace(source, model=source.model.randomised(source.seed))
-    theirs = sample_sites(other.stream("train", sites, fit_tokens, "fp32"), other.model.vocabulary, 1)
-    held = {split: Batch.join(other.stream(split, sites, held_out, "fp32")) for split in ("validation", "test")}
+    theirs = sample_sites(fit(other), other.model.vocabulary, 1)
+    held = hold_out(other)
     moments = {key: one.moments for key, one in theirs.items()}
-    yield "random_weights", Arena(other.stream("train", sites, tokens), held["validation"], held["test"], moments)
+    yield "random_weights", Arena(train_on(other), held["validation"], held["test"], moments)
 
 
 def at_equal_bits(moments: Moments, rays: dict[str, Dictionary], site: Site) -> dict[str, Dictionary]:
