@@ -10,6 +10,7 @@ from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from rayscope.commands import COMMANDS
@@ -17,6 +18,7 @@ from rayscope.console import say
 from rayscope.errors import CommandError, explain
 from rayscope.memory import keep_freed_memory
 from rayscope.overrides import check
+from rayscope.run_settings import with_run_settings
 from rayscope.runs import Finished, run
 
 CONF = "pkg://rayscope.conf"
@@ -34,6 +36,7 @@ def perform(command: str, argv: list[str], config: DictConfig) -> None:
             return function(config, Path(config.out) if config.out else None)
         if command == "study":
             check_size(config.study.sizes, config.size)  # on which other values depend
+        config = with_run_settings(command, config, HydraConfig.get().overrides.task)
         plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         with run(command, plain, argv, outputs) as folder:
             function(config, folder)

@@ -53,6 +53,7 @@ def check_text(config: DictConfig, source: Any, sites: list) -> None:
 
 def tune(config: DictConfig, folder: Path) -> None:
     from rayscope import pipeline
+    from rayscope.run_settings import differences
 
     options = {"folder": None, **config.finetuning}
     given = options.pop("folder")
@@ -62,7 +63,8 @@ def tune(config: DictConfig, folder: Path) -> None:
         raise ValueError(f"stage=kl: finetuning.folder={given} is in out={folder}; give another out=")
     common = {k: v for k, v in config.training.items() if k not in ("snapshots", "snapshot_names")}
     with loggers(config) as opened:
-        pipeline.finetune_dictionaries(open_source(config), Path(given), folder, loggers=opened, **options, **common)
+        options |= {"loggers": opened, "said": differences(Path(given), config)}
+        pipeline.finetune_dictionaries(open_source(config), Path(given), folder, **options, **common)
 
 
 def evaluate(config: DictConfig, folder: Path, compared: Any = None) -> None:
@@ -186,9 +188,12 @@ def open_comparison(config: DictConfig, folder: Path):
     """The saved dictionaries, and the baselines at their bits."""
     from rayscope.comparison import Baseline, compare
     from rayscope.pipeline import load_dictionaries
+    from rayscope.run_settings import dictionaries_folder, differences, say_otherwise_trained
 
     source = open_source(config)
-    learned = load_dictionaries(Path(config.dictionaries.get("folder") or folder / "dictionaries"), source.model)
+    place = dictionaries_folder("evaluate", config)
+    learned = load_dictionaries(place, source.model)
+    say_otherwise_trained(learned, source, differences(place, config))
     options = dict(config.baselines)
     listed = {name: Baseline(**hydra.utils.instantiate(entry)) for name, entry in options.pop("list").items()}
     return compare(source, learned, listed, **options)

@@ -21,6 +21,7 @@ from rayscope.files import write_whole
 from rayscope.finetuning import LastRows, finetune
 from rayscope.meter import bits_per_token
 from rayscope.model import LanguageModel
+from rayscope.run_settings import say_otherwise_trained
 from rayscope.sites import Site, resolve
 from rayscope.source import Source
 from rayscope.text import SPLITS
@@ -95,10 +96,15 @@ def finetune_dictionaries(
     lr: float | None,
     calibration_tokens: int,
     loggers: Sequence[Logger] = (),
+    said: Iterable[str] = (),
     **options: Any,
 ) -> None:
-    """Fine-tunes the saved dictionaries of the folder `given` on KL; saved by their names in `folder/dictionaries`."""
+    """Fine-tunes the saved dictionaries of the folder `given` on KL; saved by their names in `folder/dictionaries`.
+
+    said: see `say_otherwise_trained`.
+    """
     loaded = load_dictionaries(given, source.model)
+    say_otherwise_trained(loaded, source, said)
     learned = {site: {n: d for n, d in named.items() if isinstance(d, Learned)} for site, named in loaded.items()}
     other = [name for site, named in loaded.items() for name in named if name not in learned[site]]
     if other:
