@@ -1,7 +1,8 @@
 """select.c, compiled for this machine's processor on first use. Where that cannot be, PyTorch does the same, slower.
 
-The library lies in the user's cache folder under a name made of the source, the compiler and the processor; a run's
-environment.json says whether it was there. RAYSCOPE_NATIVE=0 leaves it out, CC names another compiler.
+The library lies in the user's cache folder under a name made of the source, the compiler and the processor; one that
+somebody else may have put there is never loaded. A run's environment.json says whether it was there. RAYSCOPE_NATIVE=0
+leaves it out, CC names another compiler.
 """
 
 import ctypes
@@ -10,16 +11,20 @@ import os
 import platform
 import shlex
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from rayscope.files import PARTIAL, sweep
 
 FLAGS = ("-O3", "-march=native", "-fPIC", "-fno-math-errno")
 POINTER, LONG, INT, FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
@@ -33,16 +38,13 @@ FUNCTIONS = {
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The functions of select.c; None where there is no C compiler, or it fails."""
+    """The functions of select.c; None if there is no C compiler, or it fails."""
     command = shlex.split(os.environ.get("CC", "cc"))
-    if os.environ.get("RAYSCOPE_NATIVE") == "0" or not command or shutil.which(command[0]) is None:
+    unwanted = os.environ.get("RAYSCOPE_NATIVE") == "0" or sys.platform == "win32"
+    if unwanted or not command or shutil.which(command[0]) is None:
         return None
     try:
-        path = place(command)
-        try:
-            loaded = ctypes.CDLL(str(path if path.is_file() else build(command, path)))
-        except OSError:  # what is there is broken
-            loaded = ctypes.CDLL(str(build(command, path)))
+        loaded = found(command)
     except (OSError, subprocess.SubprocessError):
         return None
     for name, (result, arguments) in FUNCTIONS.items():
@@ -51,34 +53,102 @@ def library() -> ctypes.CDLL | None:
     return loaded
 
 
+def found(command: list[str]) -> ctypes.CDLL:
+    """The library, built if need be: in a cache folder, or if others may write to those, in a folder of this process alone.
+
+    Raises OSError or SubprocessError if it cannot be made.
+    """
+    name = name_of(command)
+    for root, inside in caches():
+        with suppress(OSError), trusted(root, inside) as folder:
+            place = root / inside / name
+            with suppress(OSError):  # there is none, it is broken, or somebody else's
+                return load(place, folder)
+            build(command, place)
+            return load(place, folder)
+    with tempfile.TemporaryDirectory(prefix="rayscope-") as own, trusted(Path(own)) as folder:
+        build(command, Path(own) / name)
+        return load(Path(own) / name, folder)  # what is loaded may be removed
+
+
 def source() -> bytes:
     return files("rayscope.dictionaries").joinpath("select.c").read_bytes()
 
 
-def place(command: list[str]) -> Path:
-    """Where the library for this source, compiler and processor is, or is to be."""
+def name_of(command: list[str]) -> str:
+    """The file's name, for this source, compiler and processor."""
     version = subprocess.run([*command, "--version"], capture_output=True, timeout=60, check=True).stdout
     parts = (source(), version, " ".join((*command, *FLAGS, threading_flag())).encode(), processor().encode())
-    name = hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
-    cache_home = os.environ.get("RAYSCOPE_CACHE") or os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 (Path.home() raises where there is none)
-    return Path(cache_home) / "rayscope" / "native" / f"select-{name}.so"
+    digest = hashlib.sha256(b"\0".join(parts)).hexdigest()
+    return f"select-{digest[:24]}.so"
 
 
-def build(command: list[str], target: Path) -> Path:
+def caches() -> list[tuple[Path, str]]:
+    """(cache folder, folder in it): RAYSCOPE_CACHE's, and one of the user's own that holds nothing else."""
+    own = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111 (Path.home() raises where there is none)
+    places = [(Path(os.environ.get("RAYSCOPE_CACHE") or own), "rayscope/native")]
+    return [*places, (own, "rayscope-native")] if own.is_absolute() else places
+
+
+@contextmanager
+def trusted(root: Path, inside: str = "") -> Iterator[int]:
+    """A descriptor of the folder root/inside, made if missing, in which nobody but this user and root can have written.
+
+    Each folder from the root on must be theirs and closed to other writers. A sticky /tmp does not suffice: there, others
+    may make a folder first. Raises OSError otherwise. Whatever the umask, what is made in the root is for its owner alone.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        folder = None
+        for part in (str(root.resolve()), *Path(inside).parts):
+            if folder is not None:
+                with suppress(FileExistsError):
+                    os.mkdir(part, 0o700, dir_fd=folder)
+            folder = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
+            stack.callback(os.close, folder)
+            check_owner(folder, part)
+        yield folder  # type: ignore[misc]
+
+
+def load(place: Path, folder: int) -> ctypes.CDLL:
+    """Loads the file, which nobody else can have written, from its open folder, and on Linux by its own descriptor: what was
+    checked is what is loaded, wherever the path leads by then. The loader knows it by that descriptor, so it stays open.
+
+    Raises OSError if it is not there, is a link, is somebody else's or broken.
+    """
+    file = os.open(place.name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=folder)
+    try:
+        check_owner(file, place.name)
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise OSError(f"{place} is not a file")
+        opened = Path(f"/proc/self/fd/{file}")
+        return ctypes.CDLL(str(opened if opened.exists() else place))
+    except OSError:
+        os.close(file)
+        raise
+
+
+def check_owner(descriptor: int, name: str) -> None:
+    there = os.fstat(descriptor)
+    if there.st_uid not in (os.geteuid(), 0) or there.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError(f"{name}: others than its owner may have written to it")
+
+
+def build(command: list[str], target: Path) -> None:
     """Compiles to the target, whole or not at all, so that processes may build it at once.
 
-    Raises OSError or SubprocessError where it cannot be made.
+    Raises OSError or SubprocessError if it cannot be made.
     """
-    target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-") as work:
+    sweep(target.parent, age=3600)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-", suffix=PARTIAL) as work:
         code, compiled, linked = (Path(work) / f"select.{end}" for end in ("c", "o", "so"))
         code.write_bytes(source())
         run([*command, *FLAGS, threading_flag(), "-c", code, "-o", compiled])
         run([*command, "-shared", compiled, "-o", linked])  # without -fopenmp: torch's own OpenMP is the one to use
+        linked.chmod(0o700)  # whatever the umask
         with linked.open("rb") as file:
             os.fsync(file.fileno())
-        linked.rename(target)
-    return target
+        linked.replace(target)
 
 
 def run(command: Sequence[str | Path]) -> None:
@@ -87,7 +157,7 @@ def run(command: Sequence[str | Path]) -> None:
 
 def threading_flag() -> str:
     """OpenMP's threads where torch has brought GNU's into this process (a second one would fight it for the cores)."""
-    has_openmp = sys.platform != "win32" and hasattr(ctypes.CDLL(None), "GOMP_parallel")
+    has_openmp = hasattr(ctypes.CDLL(None), "GOMP_parallel")
     return "-fopenmp" if has_openmp else "-fopenmp-simd"  # its vector loops in any case
 
 
