@@ -196,7 +196,8 @@ def test_the_command_and_a_stopped_run(command, tmp_path, monkeypatch, capsys, o
     assert {path.name for path in (tmp_path / "whole").iterdir()} == {
         *("config.yaml", "environment.json", "finished.json", "training.csv", "dictionaries", "trained.json")
     }
-    assert json.loads((tmp_path / "whole/trained.json").read_text()) == {"tokens": 1536}
+    trained = json.loads((tmp_path / "whole/trained.json").read_text())
+    assert trained == {"tokens": 1536, "dictionaries": sorted(whole), "diverged": []}
 
     seen = []
 

@@ -20,6 +20,7 @@ from rayscope.memory import keep_freed_memory
 from rayscope.overrides import check
 from rayscope.run_settings import with_run_settings
 from rayscope.runs import Finished, run
+from rayscope.stopping import Stopped, stopping
 
 CONF = "pkg://rayscope.conf"
 
@@ -64,15 +65,16 @@ def set_threads(threads: object) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs a command; what is wrong is on stderr, in one line, and the exit code is 1."""
+    """Runs a command; what is wrong is on stderr, in one line, and the exit code is 1; after a stop signal 128 + its number."""
     try:
-        command_line(sys.argv[1:] if argv is None else argv)
+        with stopping():
+            command_line(sys.argv[1:] if argv is None else argv)
     except CommandError as error:
         say(f"rayscope: {error}")
         raise SystemExit(1) from None
-    except KeyboardInterrupt as stopped:
-        say(f"rayscope: {stopped or 'interrupted; the same command resumes'}")
-        raise SystemExit(1) from None
+    except Stopped as stopped:
+        say(f"rayscope: {stopped}")
+        raise SystemExit(stopped.code) from None
     except Exception as error:
         say("rayscope: this is a bug in rayscope; please report it with the lines below")
         traceback.print_exception(error)

@@ -16,7 +16,17 @@ FEATURES = ["token_features.csv", "contexts.json"]
 RECORDS = ("{}.config.yaml", "{}.environment.json", "{}.finished.json", ".{}.replaced", ".{}.moving")
 STUDY = ["table.csv", "figure.svg", "verdict.json", "arms"]
 TRAINED = [  # and, when a run is replaced, what was measured on its dictionaries
-    *("checkpoint.ckpt", "training.csv", "snapshots", "dictionaries", "trained.json", *EVALUATED, *FEATURES, "report"),
+    *(
+        "checkpoint.ckpt",
+        "checkpoint-before.ckpt",
+        "training.csv",
+        "snapshots",
+        "dictionaries",
+        "trained.json",
+        *EVALUATED,
+        *FEATURES,
+        "report",
+    ),
     *(name.format(command) for command in ("evaluate", "features") for name in RECORDS),
 ]
 
@@ -25,7 +35,7 @@ def train(config: DictConfig, folder: Path) -> None:
     from rayscope import pipeline
     from rayscope.sites import resolve
 
-    if (folder / pipeline.TRAINED).is_file():
+    if pipeline.is_trained(folder):
         return
     if config.stage == "kl":
         return tune(config, folder)

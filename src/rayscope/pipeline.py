@@ -3,6 +3,7 @@
 import inspect
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import pandas as pd
 from lightning.pytorch.loggers import Logger
 
 from rayscope.activations import ActivationStream, Batch, Stream
+from rayscope.checkpoint import remove_checkpoints
 from rayscope.comparison import Comparison, headline_budget, position_means
 from rayscope.console import say
 from rayscope.contexts import top_contexts
 from rayscope.dictionaries import Dictionary, Learned, find, load
+from rayscope.divergence import Divergence
 from rayscope.evaluation import Measurement, measure
 from rayscope.features import Tokens, appearance, choose_tokens, token_features, with_appearance
 from rayscope.files import write_whole
@@ -25,10 +28,10 @@ from rayscope.run_settings import say_otherwise_trained
 from rayscope.sites import Site, resolve
 from rayscope.source import Source
 from rayscope.text import SPLITS
-from rayscope.training import CHECKPOINT, train
+from rayscope.training import train, without
 
 DICTIONARIES = "dictionaries"
-TRAINED = "trained.json"  # is there once every dictionary is
+TRAINED = "trained.json"  # is there once every dictionary is; says which
 
 
 def train_dictionaries(
@@ -67,15 +70,56 @@ def train_on(
         }
     except TypeError as error:
         raise ValueError(f"dictionaries: {error}") from None  # an argument that the class does not take
-    train(stream, dictionaries, folder, calibration=calibration, **options)
+    diverged = train(stream, dictionaries, folder, about=about, calibration=calibration, **options)
     tokens = len(stream) * stream.batch_size
-    for site, named in dictionaries.items():
+
+    def provenance(site: Site, dictionary: Learned) -> dict[str, Any]:
+        return {**about.get(site, {}), "tokens": tokens, "seed": dictionary.seed}
+
+    save_trained(dictionaries, diverged, folder, provenance, tokens=tokens, what="trained")
+
+
+def save_trained(
+    dictionaries: dict[Site, dict[str, Learned]],
+    diverged: Sequence[Divergence],
+    folder: Path,
+    provenance: Callable[[Site, Learned], dict[str, Any]],
+    *,
+    tokens: int,
+    what: str,
+) -> None:
+    """Saves those that have not diverged, then says in trained.json what there is. Raises ValueError if some have."""
+    sound = without(dictionaries, diverged)
+    for site, named in sound.items():
         for name, dictionary in named.items():
-            provenance = {**about.get(site, {}), "tokens": tokens, "seed": dictionary.seed}
-            dictionary.save(folder / DICTIONARIES / site.key / name, provenance)
-    write_whole(folder / TRAINED, json.dumps({"tokens": tokens}))
-    (folder / CHECKPOINT).unlink(missing_ok=True)
-    say(f"trained: {sum(map(len, dictionaries.values()))} dictionaries in {folder / DICTIONARIES}")
+            dictionary.save(folder / DICTIONARIES / site.key / name, provenance(site, dictionary))
+    saved = [f"{site.key}/{name}" for site, named in sound.items() for name in named]
+    record = {"tokens": tokens, "dictionaries": saved, "diverged": [asdict(found) for found in diverged]}
+    write_whole(folder / TRAINED, json.dumps(record, indent=1))
+    remove_checkpoints(folder)
+    say(f"{what}: {len(saved)} dictionaries in {folder / DICTIONARIES}")
+    if diverged:
+        raise ValueError(diverged_line(diverged, len(saved), folder))
+
+
+def is_trained(folder: Path) -> bool:
+    """Whether the dictionaries of this folder are trained. Raises ValueError if some of them diverged."""
+    if not (folder / TRAINED).is_file():
+        return False
+    remove_checkpoints(folder)  # which a kill may have left
+    record = json.loads((folder / TRAINED).read_text())
+    if record.get("diverged"):
+        diverged = [Divergence(**found) for found in record["diverged"]]
+        raise ValueError(diverged_line(diverged, len(record["dictionaries"]), folder))
+    return True
+
+
+def diverged_line(diverged: Sequence[Divergence], others: int, folder: Path) -> str:
+    rest = f"the other {others} are in {folder / DICTIONARIES}" if others else "there is no other"
+    return (
+        f"diverged, so not saved: {'; '.join(map(str, diverged))}; {rest}. "
+        f"Lower the rate (dictionaries.NAME.lr, with stage=kl finetuning.lr) and give another out=, or overwrite=true"
+    )
 
 
 def made(make: Callable[..., Learned], site: Site, vocabulary: int) -> Learned:
@@ -114,16 +158,27 @@ def finetune_dictionaries(
             dictionary.unfold()
     last = LastRows(source.text.train, tokens=tokens, rows_per_batch=rows, seed=source.seed)
     validation = source.stream("validation", list(learned), calibration_tokens, option="training.calibration_tokens")
-    finetune(source.model, last, learned, folder, weight=kl, lr=lr, calibration=validation, loggers=loggers, **options)
+    about = {site: source.provenance(site) for site in learned}
+    diverged = finetune(
+        source.model,
+        last,
+        learned,
+        folder,
+        about=about,
+        weight=kl,
+        lr=lr,
+        calibration=validation,
+        loggers=loggers,
+        **options,
+    )
     tuned = len(last) * last.tokens_a_batch
-    for site, named in learned.items():
-        for name, dictionary in named.items():
-            before = dictionary.provenance.get("tokens", 0)
-            about = {"stage": "kl", "tokens": before + tuned, "finetuning": {"tokens": tuned, "kl": kl, "rows": rows}}
-            dictionary.save(folder / DICTIONARIES / site.key / name, {**source.provenance(site), **about})
-    write_whole(folder / TRAINED, json.dumps({"tokens": tuned}))
-    (folder / CHECKPOINT).unlink(missing_ok=True)
-    say(f"fine-tuned: {sum(map(len, learned.values()))} dictionaries in {folder / DICTIONARIES}")
+
+    def provenance(site: Site, dictionary: Learned) -> dict[str, Any]:
+        tokens = dictionary.provenance.get("tokens", 0) + tuned
+        tuning = {"tokens": tuned, "kl": kl, "rows": rows}
+        return {**about[site], "stage": "kl", "tokens": tokens, "finetuning": tuning}
+
+    save_trained(learned, diverged, folder, provenance, tokens=tuned, what="fine-tuned")
 
 
 def load_dictionaries(folder: Path, model: LanguageModel) -> dict[Site, dict[str, Dictionary]]:
@@ -248,10 +303,12 @@ def tokens_of(stream: ActivationStream) -> np.ndarray:
 
 
 def snapshots(folder: Path, sites: Sequence[Site]) -> Iterator[tuple[int, dict[str, dict[str, Dictionary]]]]:
+    """(tokens, {site key: {name: dictionary}}) of what `training` saved on the way; what a kill left half-written is not read."""
     for place in sorted((p for p in folder.glob("*") if p.name.isdigit()), key=lambda p: int(p.name)):
+        found = {site.key: sorted((place / site.key).glob("[!.]*/config.json")) for site in sites}
         yield (
             int(place.name),
-            {site.key: {path.name: load(path) for path in sorted((place / site.key).glob("*"))} for site in sites},
+            {key: {path.parent.name: load(path.parent) for path in paths} for key, paths in found.items()},
         )
 
 

@@ -9,7 +9,7 @@ import torch
 
 from rayscope.activations import Batch, Stream
 from rayscope.dictionaries import Dictionary, Learned, load
-from rayscope.pipeline import DICTIONARIES, TRAINED, train_on
+from rayscope.pipeline import DICTIONARIES, is_trained, train_on
 from rayscope.sites import Site
 
 LIMIT = 32 * 2**30  # bytes on a device at a time, which leave room for the model and a step where there are 48 GB
@@ -28,7 +28,7 @@ def train_arms(
 
     calibration: held-out batches on which thresholds are set. All arms see the same batches in the same order.
     """
-    if not (folder / TRAINED).is_file():
+    if not is_trained(folder):
         folder.mkdir(parents=True, exist_ok=True)
         train_on(stream, calibration, arms, folder, about=about or {}, vocabulary=vocabulary)
     return {
