@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
@@ -115,7 +116,8 @@ def read(path: Path, run: dict[str, Any]) -> dict[str, Any]:
             raise Damaged(f"{path} is damaged ({reason})")
         file.seek(0)
         try:
-            saved = torch.load(file, weights_only=True, map_location="cpu")
+            with warnings.catch_warnings(action="ignore"):  # torch's advice about what it did not write
+                saved = torch.load(file, weights_only=True, map_location="cpu")
             difference = differences(saved["run"], run)
             state = saved["state"]
         except (RuntimeError, UnpicklingError, EOFError, LookupError, TypeError, AttributeError) as error:

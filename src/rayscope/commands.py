@@ -10,6 +10,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from rayscope.console import say
+from rayscope.stopping import Stopped
 
 EVALUATED = ["evaluation.csv", "latent_density.csv"]
 FEATURES = ["token_features.csv", "contexts.json"]
@@ -146,8 +147,8 @@ def benchmark(config: DictConfig, folder: Path) -> None:
     options: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     try:
         path = running.run(**options, show=lambda table: print(table, end="\n\n", flush=True))
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"interrupted; the parts that finished are in {config.out}") from None
+    except Stopped as stopped:
+        raise Stopped(stopped.number, f"benchmark stopped; the parts that finished are in {config.out}") from None
     say(f"benchmark: {path}")
 
 
