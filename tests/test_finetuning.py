@@ -4,6 +4,8 @@ import argparse
 import copy
 import inspect
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +16,14 @@ from torch.nn import functional as F
 
 from rayscope import finetuning
 from rayscope.activations import ActivationStream, permutation
+from rayscope.checkpoint import remove_checkpoints
 from rayscope.cli import main
 from rayscope.dictionaries import AbsTopK, BatchTopK, TopK, find, load
 from rayscope.finetuning import LastRows, finetune, kl_losses
 from rayscope.model import load as load_model
 from rayscope.sites import resolve
 from rayscope.splicing import Clean, keep_first
+from rayscope.stopping import Stopped
 from rayscope.text.packing import Rows
 from rayscope.training import prepare
 
@@ -222,6 +226,87 @@ def test_the_command_and_a_stopped_run(command, tmp_path, monkeypatch, capsys, o
     assert "resuming at 768 of 1,536 tokens" in capsys.readouterr().err
     assert weights(out / "dictionaries") == whole
     assert (out / "training.csv").read_text() == (tmp_path / "whole/training.csv").read_text()
+
+
+def test_a_stop_saves_and_the_same_command_resumes_there(command, tmp_path, monkeypatch, capsys, one_thread):
+    main([*command, f"out={tmp_path / 'whole'}"])
+    out, step, seen, inner = tmp_path / "stopped", 5, [], finetuning.Tuner.step
+
+    def stops(self, tokens_RC):
+        seen.append(self.done)
+        if len(seen) == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        inner(self, tokens_RC)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finetuning.Tuner, "step", stops)
+        with pytest.raises(SystemExit) as stopped:
+            main([*command, f"out={out}"])
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert seen == list(range(step))
+    said = capsys.readouterr().err
+    where = "fine-tuning stopped at 640 of 1,536 tokens; the same command resumes there (SIGTERM)"
+    assert said.splitlines()[-1] == f"rayscope: {where}"
+    main([*command, f"out={out}"])
+    assert "resuming at 640 of 1,536 tokens" in capsys.readouterr().err
+    assert weights(out / "dictionaries") == weights(tmp_path / "whole/dictionaries")
+    assert (out / "training.csv").read_text() == (tmp_path / "whole/training.csv").read_text()
+    assert not list(out.glob("checkpoint*"))
+
+
+@pytest.mark.parametrize("stopped_at", [None, 6])
+def test_one_that_diverges_is_left_out(model, packed, tmp_path, stopped_at, monkeypatch, one_thread):
+    """The other is as without it, resumed too, and the log's cells of the one are blank."""
+    site, made = poor(model, packed)
+    sound = copy.deepcopy(made["batchtopk"])
+    finetune(model, rows_of(packed, 12), {site: {"batchtopk": sound}}, tmp_path, log_every=3)
+    remove_checkpoints(tmp_path)
+    made["topk"].lr = 1e30
+    fresh, inner = copy.deepcopy(made), finetuning.Tuner.step
+
+    def stops(self, tokens_RC):
+        if self.done == stopped_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        inner(self, tokens_RC)
+
+    if stopped_at:
+        with monkeypatch.context() as patch:
+            patch.setattr(finetuning.Tuner, "step", stops)
+            with pytest.raises(Stopped):
+                finetune(model, rows_of(packed, 12), {site: made}, tmp_path, log_every=3)
+        made = fresh
+    (found,) = finetune(model, rows_of(packed, 12), {site: made}, tmp_path, log_every=3)
+    assert (found.hook, found.name, found.lr) == (HOOK, "topk", 1e30)
+    assert 1 <= found.step <= 2
+    for one, other in zip(sound.state_dict().values(), made["batchtopk"].state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+    log = pd.read_csv(tmp_path / "training.csv")
+    assert log["tokens"].tolist() == [256 * n for n in (3, 6, 9, 12)]
+    assert log[f"train/kl/{HOOK}/topk"].isna().all()
+    assert log[f"train/kl/{HOOK}/batchtopk"].notna().all()
+
+
+def test_the_command_names_the_one_that_diverged(command, tmp_path, capsys, one_thread):
+    for _ in range(2):  # and again, without training
+        with pytest.raises(SystemExit) as stopped:
+            main([*command, "finetuning.lr=1e30", f"out={tmp_path}"])
+        assert stopped.value.code == 1
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert said.startswith("rayscope: diverged, so not saved: ")
+        assert said.count("lr=1e+30") == 4
+        assert "finetuning.lr" in said
+    assert not (tmp_path / "dictionaries").exists()
+
+
+def test_a_checkpoint_begun_from_other_dictionaries_is_refused(model, packed, tmp_path, one_thread):
+    site, made = poor(model, packed)
+    finetune(model, rows_of(packed, 2), {site: made}, tmp_path)
+    assert (tmp_path / "checkpoint.ckpt").is_file()
+    with pytest.raises(ValueError, match=r"checkpoint.ckpt is of another run \(begun_from: .*\); remove it"):
+        finetune(model, rows_of(packed, 2), {site: made}, tmp_path)
+    site, made = poor(model, packed)
+    with pytest.raises(ValueError, match=r"checkpoint.ckpt is of another run \(kl: 1.0 -> 2.0\); remove it"):
+        finetune(model, rows_of(packed, 2), {site: made}, tmp_path, weight=2.0)
 
 
 def test_what_is_wrong_is_one_line(command, tmp_path, capsys):

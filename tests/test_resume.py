@@ -1,7 +1,9 @@
 """A run that is killed (kill -9) mid-round and resumed equals, bitwise, the one that was not."""
 
 import hashlib
+import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -125,6 +127,128 @@ def test_stopped_elsewhere(command, whole, tmp_path, monkeypatch, step):
             main([*command, f"out={tmp_path / 'killed'}"])
     main([*command, f"out={tmp_path / 'killed'}"])
     assert results(tmp_path / "killed") == results(whole)
+
+
+@pytest.fixture(scope="module")
+def short(command) -> list[str]:
+    """One site, two kinds, and one that diverges at its second step."""
+    ours = ("sites.patterns", "dictionaries", "tokens", "training.checkpoint_steps", "training.log_every")
+    kept = [arg for arg in command if not arg.startswith(ours)]
+    return [
+        *kept, "sites.patterns=[blocks.1.hook_resid_post]", "dictionaries=[topk,batchtopk,abstopk]",
+        "dictionaries.abstopk.lr=1e30", f"tokens={20 * BATCH}", "training.log_every=3", "training.checkpoint_steps=4",
+    ]  # fmt: skip
+
+
+def failed(command: list[str], out: Path) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, f"out={out}"])
+    return stopped.value.code
+
+
+@pytest.fixture(scope="module")
+def whole_short(short, threads, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "short"
+    assert failed(short, out) == 1  # one diverged
+    return out
+
+
+def signalled(monkeypatch, step: int, number: int) -> None:
+    """The process gets the signal in the middle of a step."""
+    from rayscope.training import DictionaryTrainer
+
+    inner = DictionaryTrainer.training_step
+
+    def training_step(self, batch, batch_number):
+        if self.global_step == step:
+            os.kill(os.getpid(), number)
+        return inner(self, batch, batch_number)
+
+    monkeypatch.setattr(DictionaryTrainer, "training_step", training_step)
+
+
+def test_stops_and_resumes_equal_the_uninterrupted_run(short, whole_short, tmp_path, monkeypatch, capsys):
+    """A stop ends its step and saves: nothing is trained twice, and a step may be stopped again and again."""
+    out, steps = tmp_path / "stopped", sorted(random.Random(os.getpid()).sample(range(20), 3))
+    done = 0
+    for number, step in zip((signal.SIGTERM, signal.SIGINT, signal.SIGUSR1), steps, strict=True):
+        with monkeypatch.context() as patch:
+            signalled(patch, step, number)
+            capsys.readouterr()
+            assert failed(short, out) == 128 + number, steps
+        said = capsys.readouterr().err
+        assert (f"resuming at {done * BATCH:,} of 1,280 tokens" in said) == (done > 0)
+        done = step + 1
+        where = f"rayscope: training stopped at {done * BATCH:,} of 1,280 tokens; the same command resumes there"
+        assert said.splitlines()[-1] == f"{where} ({signal.Signals(number).name})"
+        assert not (out / "trained.json").exists()
+    assert failed(short, out) == 1
+    assert results(out) == results(whole_short), steps
+    assert {path.name for path in out.iterdir()} == {path.name for path in whole_short.iterdir()}
+
+
+def test_a_run_of_which_one_diverged_says_so_each_time(short, whole_short, capsys):
+    assert {path.parent.name for path in (whole_short / "dictionaries").rglob("config.json")} == {"topk", "batchtopk"}
+    assert not (whole_short / "finished.json").exists()
+    assert not (whole_short / "checkpoint.ckpt").exists()
+    trained = json.loads((whole_short / "trained.json").read_text())
+    assert trained["dictionaries"] == [f"blocks_1_hook_resid_post/{name}" for name in ("topk", "batchtopk")]
+    (diverged,) = trained["diverged"]
+    assert (diverged["name"], diverged["tokens"], diverged["lr"]) == ("abstopk", BATCH, 1e30)
+    before = results(whole_short)
+    capsys.readouterr()
+    assert failed(short, whole_short) == 1
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "abstopk at blocks.1.hook_resid_post after step 1 (64 tokens, lr=1e+30)" in said
+    assert f"the other 2 are in {whole_short / 'dictionaries'}" in said
+    assert results(whole_short) == before
+
+
+@pytest.mark.parametrize("harm", ["cut", "flipped", "gone", "both"])
+def test_a_damaged_checkpoint_is_never_used(short, whole_short, tmp_path, monkeypatch, capsys, harm):
+    out = tmp_path / "harmed"
+    with monkeypatch.context() as patch:
+        signalled(patch, 10, signal.SIGTERM)
+        failed(short, out)
+    content = bytearray((out / "checkpoint.ckpt").read_bytes())
+    if harm == "gone":
+        (out / "checkpoint.ckpt").unlink()
+    elif harm == "cut":
+        (out / "checkpoint.ckpt").write_bytes(content[: len(content) // 2])
+    else:
+        content[len(content) // 3] ^= 4
+        (out / "checkpoint.ckpt").write_bytes(content)
+    if harm == "both":
+        (out / "checkpoint-before.ckpt").write_bytes(b"")
+    capsys.readouterr()
+    assert failed(short, out) == 1
+    said = capsys.readouterr().err
+    if harm == "both":
+        assert f"{out / 'checkpoint.ckpt'} is damaged (its checksum does not match), and" in said
+        assert "remove both to begin anew" in said
+        for path in out.glob("checkpoint*"):
+            path.unlink()
+        failed(short, out)
+    else:
+        assert (f"{out / 'checkpoint.ckpt'} is damaged (" in said) == (harm != "gone")
+        assert "resuming at 512 of 1,280 tokens" in said
+    assert results(out) == results(whole_short)
+
+
+def test_the_checkpoint_of_another_run_is_refused(short, tmp_path, monkeypatch, capsys):
+    signalled(monkeypatch, 5, signal.SIGTERM)
+    for name, extra in {"one": [], "other": ["k=3"], "order": ["seed=1", "dictionaries.topk.seed=0"]}.items():
+        failed([*short, *extra], tmp_path / name)
+    own = (tmp_path / "one" / "checkpoint.ckpt").read_bytes()
+    for name, difference in {"other": "topk at blocks.1.hook_resid_post.k: 2 -> 3", "order": "first_batch: "}.items():
+        extra = ["k=3"] if name == "other" else ["seed=1", "dictionaries.topk.seed=0"]
+        (tmp_path / name / "checkpoint.ckpt").write_bytes(own)
+        capsys.readouterr()
+        assert failed([*short, *extra], tmp_path / name) == 1
+        said = capsys.readouterr().err
+        assert f"{tmp_path / name / 'checkpoint.ckpt'} is of another run (" in said
+        assert difference in said
+        assert (tmp_path / name / "checkpoint.ckpt").read_bytes() == own
 
 
 def test_another_number_of_threads_is_said(command, tmp_path, monkeypatch, capsys):

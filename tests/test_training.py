@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from rayscope.activations import ActivationStream
 from rayscope.dictionaries import (
@@ -25,6 +26,7 @@ from rayscope.dictionaries import (
     load,
 )
 from rayscope.sites import resolve
+from rayscope.stopping import SIGNALS
 from rayscope.training import DictionaryTrainer, log_spaced, train
 from rayscope.training_log import EDGES, TrainingLog, histogram
 
@@ -56,14 +58,19 @@ def make(name: str, width: int):
     return BatchTopK(width, 64, 4, seed=5, lr=0.01, auxk=8)
 
 
-def run(model, packed, folder: Path, wanted: dict[str, list[str]], **options):
+def run(model, packed, folder: Path, wanted: dict[str, list[str]], rates=None, **options):
+    """rates: {name: lr} instead of `make`'s."""
     sites = {site.hook: site for site in resolve(list(wanted), model)}
     dictionaries = {sites[hook]: {n: make(n, sites[hook].width) for n in names} for hook, names in wanted.items()}
+    for named in dictionaries.values():
+        for name, lr in (rates or {}).items():
+            named[name].lr = lr
     stream = ActivationStream(
         model, packed.train, list(sites.values()), tokens=STEPS * BATCH, batch_size=BATCH, round_tokens=512
     )
     folder.mkdir(parents=True, exist_ok=True)
-    train(stream, dictionaries, folder, calibration=[stream[0]], log_every=10, **options)
+    diverged = train(stream, dictionaries, folder, **{"calibration": [stream[0]], "log_every": 10, **options})
+    assert len(diverged) == sum(name in (rates or {}) for names in wanted.values() for name in names)
     return {hook: dictionaries[sites[hook]] for hook in wanted}
 
 
@@ -72,7 +79,10 @@ def together(model, packed, tmp_path_factory):
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("together")
     everything = {RESID: ["topk", "abstopk", "batchtopk"], MLP: ["abstopk", "batchtopk", "topk", *OTHERS]}
-    return folder, run(model, packed, folder, everything, snapshots=5, snapshot_names=["topk", "batchtopk"])
+    about = {site: {"site": site.hook, "model": {"name": "a", "sha256": "1"}} for site in resolve([RESID, MLP], model)}
+    return folder, run(
+        model, packed, folder, everything, snapshots=5, snapshot_names=["topk", "batchtopk"], about=about
+    )
 
 
 @pytest.mark.parametrize(
@@ -186,6 +196,7 @@ def test_snapshots_at_log_spaced_steps(together):
     for hook, named in dictionaries.items():
         kept = [load(folder / "snapshots" / str(t) / hook.replace(".", "_") / "topk") for t in tokens]
         assert [d.provenance["tokens"] for d in kept] == tokens
+        assert all(d.provenance["site"] == hook and d.provenance["model"]["sha256"] == "1" for d in kept)
         moved = [(d.directions - named["topk"].directions).norm().item() for d in kept]
         assert moved == sorted(moved, reverse=True)
         assert moved[-1] == 0  # the last is the end of training
@@ -236,6 +247,118 @@ def test_the_log_forgets_what_comes_after_a_checkpoint_and_a_line_cut_short(tmp_
     assert not log.path.exists()
 
 
+LOG = "tokens,a\n10,5.0\n20,10.0\n30,15.0\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "kept"),
+    [
+        (b"", None),
+        (b"tok", None),  # cut within the first line
+        (b"tokens,a\n", None),
+        (LOG.encode()[:-1], LOG[:-8]),
+        (LOG.encode() + b"4", LOG),
+        (LOG.encode() + b"40,1.0\n", LOG),  # after the checkpoint
+    ],
+)
+def test_a_log_that_a_kill_cut_is_mended(tmp_path, content, kept):
+    log = TrainingLog(tmp_path / "training.csv")
+    log.path.write_bytes(content)
+    log.keep(30)
+    assert (log.path.read_text() if log.path.exists() else None) == kept
+    log.write(40, {"a": 1})
+    assert log.path.read_text() == (kept or "tokens,a\n") + "40,1\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 4, 1),
+        (b"name,value\n1,2\n", 1),
+        (LOG.encode() + b"a,b\n", 5),
+        (LOG.encode() + b"40,1,2\n", 5),
+        (LOG.encode() + LOG.encode(), 5),  # of two runs
+        (LOG.encode() + b"30,15.0\n", 5),
+        (LOG.encode() + b"\0\0\0\0\n", 5),
+        (b"tokens," + b"x" * 200_000 + b"\n1,2\n", 1),
+    ],
+)
+def test_a_log_that_is_none_is_one_line_with_its_place_and_stays(tmp_path, content, line):
+    log = TrainingLog(tmp_path / "training.csv")
+    log.path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"training\.csv, line {line}: .*; move it away"):
+        log.keep(30)
+    assert log.path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("log_every", value) for value in (0, -1, 2.5)),
+        *(("checkpoint_seconds", value) for value in (-0.5, float("nan"))),
+        ("checkpoint_steps", -1),
+        *(("snapshots", value) for value in (-1, True)),
+    ],
+)
+def test_what_is_out_of_range_is_named_as_the_user_spells_it(model, packed, tmp_path, option, value):
+    with pytest.raises(ValueError, match=rf"^training\.{option}={value}: "):
+        run(model, packed, tmp_path, {RESID: ["topk"]}, **{option: value})
+    assert list(tmp_path.iterdir()) == []
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "training.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_one_that_diverges_is_left_out_and_the_others_are_as_without_it(model, packed, together, tmp_path, capsys):
+    wanted = {MLP: ["topk", "abstopk", "batchtopk"]}
+    found = run(model, packed, tmp_path, wanted, rates={"topk": 1e30}, snapshots=5)[MLP]
+    for name in ("abstopk", "batchtopk"):
+        for (key, one), (_, other) in zip(
+            found[name].state_dict().items(), together[1][MLP][name].state_dict().items(), strict=True
+        ):
+            assert torch.equal(one, other), (name, key)
+    said = capsys.readouterr().err
+    assert f"diverged and left out: topk at {MLP} after step 1 (64 tokens, lr=1e+30)" in said
+    alone = rows_of(together[0])
+    for row, other in zip(rows_of(tmp_path), alone, strict=True):
+        for column, value in row.items():
+            if column.endswith("/topk"):
+                assert value == ""
+            else:
+                assert value == other[column]
+    assert f"train/density/{MLP}/topk" in rows_of(tmp_path)[0]
+    snapshots = {path.parent.name for path in (tmp_path / "snapshots").rglob("config.json")}
+    assert snapshots == {"topk", "abstopk", "batchtopk"}  # topk of step 1, after which it was still finite
+    assert not any((tmp_path / "snapshots").glob("2560/*/topk"))
+
+
+def test_weights_that_no_loss_shows_are_seen_before_anything_is_saved(model, packed, tmp_path, monkeypatch):
+    """A row that no vector uses."""
+    inner = DictionaryTrainer.optimizer_step
+
+    def step(self, *args, **kwargs):
+        inner(self, *args, **kwargs)
+        if self.global_step == STEPS - 1:
+            with torch.no_grad():
+                next(self.each())[2].W_dec_LD[0, 0] = float("inf")
+
+    monkeypatch.setattr(DictionaryTrainer, "optimizer_step", step)
+    (site,) = resolve(MLP, model)
+    stream = ActivationStream(model, packed.train, [site], tokens=STEPS * BATCH, batch_size=BATCH, round_tokens=512)
+    (found,) = train(
+        stream, {site: {"topk": make("topk", site.width), "abstopk": make("abstopk", site.width)}}, tmp_path
+    )
+    assert (found.name, found.hook, found.step) == ("topk", MLP, STEPS)
+    assert rows_of(tmp_path)[-1][f"train/fvu/{MLP}/topk"] == ""
+    assert float(rows_of(tmp_path)[-1][f"train/fvu/{MLP}/abstopk"]) < 1
+
+
+def test_all_diverge(model, packed, tmp_path):
+    run(model, packed, tmp_path, {MLP: ["topk", "abstopk"]}, rates={"topk": 1e30, "abstopk": 1e32})
+
+
 def test_names_that_would_not_be_modules_are_refused():
     site = resolve("blocks.0.hook_resid_pre", Shape())[0]
     with pytest.raises(ValueError, match="holds a dot or a slash"):
@@ -247,7 +370,45 @@ def test_an_interrupt_stays_one_and_the_next_is_heard(model, packed, tmp_path, m
         raise KeyboardInterrupt
 
     monkeypatch.setattr(DictionaryTrainer, "record", interrupt)
-    handler = signal.getsignal(signal.SIGINT)
+    handlers = [signal.getsignal(number) for number in SIGNALS]
     with pytest.raises(KeyboardInterrupt):
         run(model, packed, tmp_path, {RESID: ["topk"]})
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert [signal.getsignal(number) for number in SIGNALS] == handlers
+
+
+SLURM = {"SLURM_JOB_ID": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NODELIST": "here"}
+TORCHRUN = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "1"}
+LAUNCHERS = {
+    "slurm batch": {**SLURM, "SLURM_NTASKS": "1", "SLURM_JOB_NAME": "job"},
+    "srun of 4": {**SLURM, "SLURM_NTASKS": "4", "SLURM_JOB_NAME": "job", "SLURM_STEP_ID": "0", "SLURM_PROCID": "3"},
+    "sbatch --ntasks=2": {**SLURM, "SLURM_NTASKS": "2", "SLURM_JOB_NAME": "job"},
+    "torchrun": {**TORCHRUN, "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": "4", "TORCHELASTIC_RUN_ID": "none"},
+    "lsf": {"LSB_JOBID": "1", "LSB_DJOB_RANKFILE": "/nowhere", "JSM_NAMESPACE_SIZE": "2", "JSM_NAMESPACE_RANK": "1"}
+    | {"JSM_NAMESPACE_LOCAL_RANK": "1"},
+    "kubeflow": {**TORCHRUN, "KUBERNETES_PORT": "tcp://10.0.0.1:443"},
+    "mpi": {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "1"},
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_launcher_s_variables_change_nothing(model, packed, together, tmp_path, monkeypatch, launcher):
+    """Nor does what lightning would take for a checkpoint of its own under Slurm."""
+    for name, value in LAUNCHERS[launcher].items():
+        monkeypatch.setenv(name, value)
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    for folder in (here, tmp_path / "run"):
+        folder.mkdir(exist_ok=True)
+        (folder / "hpc_ckpt_1.ckpt").write_bytes(b"another run's")
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    found = run(model, packed, tmp_path / "run", {MLP: ["topk"]})[MLP]["topk"]
+    for (key, one), (_, other) in zip(
+        found.state_dict().items(), together[1][MLP]["topk"].state_dict().items(), strict=True
+    ):
+        assert torch.equal(one, other), key
+    assert rank_zero_only.rank == 0  # else loggers would be silent
+    assert [path.name for path in here.iterdir()] == ["hpc_ckpt_1.ckpt"]
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        *("hpc_ckpt_1.ckpt", "training.csv", "checkpoint.ckpt")
+    }

@@ -332,15 +332,16 @@ def train(
 
 
 def check_schedule(log_every: int, checkpoint_steps: int, checkpoint_seconds: float, snapshots: int = 0) -> None:
-    """Raises ValueError by the option's name."""
-    if log_every < 1:
-        raise ValueError(f"training.log_every={log_every}: at least 1 step")
-    if checkpoint_steps < 0:
-        raise ValueError(f"training.checkpoint_steps={checkpoint_steps}: at least 1 step, or 0 for by time alone")
+    """Raises ValueError with the option's name."""
+    for name, value, least, meaning in (
+        ("log_every", log_every, 1, "steps"),
+        ("checkpoint_steps", checkpoint_steps, 0, "steps; 0: by time alone"),
+        ("snapshots", snapshots, 0, "snapshots"),
+    ):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"training.{name}={value}: a whole number, at least {least} ({meaning})")
     if not checkpoint_seconds >= 0:
         raise ValueError(f"training.checkpoint_seconds={checkpoint_seconds}: at least 0 seconds")
-    if snapshots < 0:
-        raise ValueError(f"training.snapshots={snapshots}: at least 0")
 
 
 def run_of(

@@ -169,9 +169,14 @@ class Dictionary(nn.Module):
         """Writes `config.json` and `weights.safetensors`, whole or not at all; what was in the folder is replaced.
 
         config: format, kind, arguments, signed, sha256 of the weights file, and the provenance given (site, model,
-        text, tokens, seed).
+        text, tokens, seed). Raises ValueError if a weight is NaN or infinite.
         """
         folder, saved = Path(folder), self.to_save()
+        for name, tensor in saved.weights().items():
+            if not tensor.isfinite().all():
+                raise ValueError(
+                    f"{folder}: {name} of this {saved.kind} dictionary holds NaN or infinity; it is not saved"
+                )
         weights = save_tensors({name: t.detach().cpu().contiguous() for name, t in saved.weights().items()})
         config = {
             "format": FORMAT,
