@@ -1,11 +1,17 @@
 """The model against plain module hooks on the Hugging Face network, and against transformer-lens."""
 
 import json
+import pickle
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
@@ -109,7 +115,7 @@ def copy_of(folder: Path, to: Path, without: str = "") -> Path:
     [
         ("tokenizer.json", "no tokenizer.json; save the tokenizer there"),
         ("config.json", "no config.json; save the model there"),
-        ("model.safetensors", "cannot be loaded .*model.safetensors"),
+        ("model.safetensors", "no model.safetensors; save the model there"),
     ],
 )
 def test_a_folder_without_a_part_says_which(tiny_gpt2: Path, tmp_path: Path, missing: str, words: str):
@@ -121,7 +127,7 @@ def test_a_folder_without_a_part_says_which(tiny_gpt2: Path, tmp_path: Path, mis
 def test_a_damaged_file_is_one_clear_line(tiny_gpt2: Path, tmp_path: Path, damaged: str):
     folder = copy_of(tiny_gpt2, tmp_path / "model")
     (folder / damaged).write_text("{damaged, and long enough to hold a header")
-    with pytest.raises(ValueError, match=r"^model.name=.*cannot be loaded \([^\n]*\)$"):
+    with pytest.raises(ValueError, match=rf"^model.name=.*: {damaged} cannot be loaded \([^\n]*\)$"):
         load(str(folder))
 
 
@@ -144,6 +150,166 @@ def test_a_tokenizer_of_another_model_is_refused(tiny_gpt2: Path, tmp_path: Path
     GPT2LMHeadModel(GPT2Config(vocab_size=100, n_positions=32, n_embd=8, n_layer=1, n_head=1)).save_pretrained(folder)
     with pytest.raises(ValueError, match="the tokenizer has 320 tokens, the model 100"):
         load(str(folder))
+
+
+def with_config(folder: Path, **changes) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+def with_weights(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+    tensors = change(load_file(folder / "model.safetensors"))
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def renamed(change: Callable[[str], str]) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    return lambda tensors: {change(name): tensor for name, tensor in tensors.items()}
+
+
+def without(part: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    return lambda tensors: {name: tensor for name, tensor in tensors.items() if part not in name}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (renamed("_orig_mod.{}".format), "hold '_orig_mod.' .*and 36 more.; save the module that torch.compile wraps"),
+        (renamed("module.{}".format), "hold 'module.' .*DataParallel"),
+        (renamed("net.gpt.{}".format), "hold 'net.gpt.' .*save the GPT-2 alone"),
+        (renamed(lambda n: "_orig_mod." + n.removeprefix("transformer.")), "hold '_orig_mod.'"),
+        (renamed(lambda n: n.replace(".mlp.", "._orig_mod.mlp.")), "hold '_orig_mod.'"),
+        (without("h.1.mlp.c_fc.weight"), "not in the file, and so random: transformer.h.1.mlp.c_fc.weight$"),
+        (without("ln_f"), "random: transformer.ln_f.bias, transformer.ln_f.weight$"),
+        (without("wte"), "random: lm_head.weight, transformer.wte.weight$"),
+        (without("h.2."), "config.json says n_layer=3, the file has 2 layers"),
+        (without("h.2.mlp"), "random: transformer.h.2.mlp.c_fc.bias, .*, and 1 more$"),
+        (lambda t: {**t, "transformer.h.1.attn.c_attn.lora_A": torch.ones(2)}, "not in the model .*: .*lora_A$"),
+        (lambda t: {n: x.to(torch.int8) if "c_fc" in n else x for n, x in t.items()}, "c_fc.bias is of type I8"),
+    ],
+)
+def test_a_model_that_is_not_all_in_the_file_is_refused(tiny_gpt2, tmp_path, capfd, change, said):
+    """transformers would fill what is missing at random and print a table."""
+    folder = copy_of(tiny_gpt2, tmp_path / "model")
+    with_weights(folder, change)
+    with pytest.raises(ValueError, match=rf"^model.name={folder}: [^\n]*{said}"):
+        load(str(folder))
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"n_layer": 2}, "config.json says n_layer=2, the file has 3 layers"),
+        ({"n_layer": 5}, "config.json says n_layer=5, the file has 3 layers"),
+        (
+            {"vocab_size": 322},
+            "wte.weight is 320 x 32 in the file, 322 x 32 by config.json: its vocab_size=322 should be 320",
+        ),
+        ({"n_positions": 64}, "wpe.weight is 32 x 32 in the file, .* its n_positions=64 should be 32"),
+        ({"n_inner": 96}, "mlp.c_fc.bias is 128 in the file, 96 by config.json, and 8 more"),
+        ({"tie_word_embeddings": False}, "random: lm_head.weight$"),
+        ({"n_layer": "3"}, "config.json cannot be loaded .*'n_layer' expected int, got str"),
+        ({"n_layer": 0}, "config.json's n_layer=0: at least 1"),
+        ({"n_head": 3}, "config.json's n_embd=32 is not a multiple of n_head=3"),
+        ({"activation_function": "foo"}, "activation_function='foo': not known"),
+        ({"model_type": 5}, "a 5 model; rayscope reads models of type 'gpt2'"),
+        ({"id2label": 5}, "config.json cannot be loaded"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "model.safetensors cannot be loaded"),
+    ],
+)
+def test_a_config_that_is_not_the_weights_is_refused(tiny_gpt2, tmp_path, capfd, changes, said):
+    folder = copy_of(tiny_gpt2, tmp_path / "model")
+    with_config(folder, **changes)
+    with pytest.raises(ValueError, match=rf"^model.name={folder}: [^\n]*{said}"):
+        load(str(folder))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_is_whole_in_another_form_is_the_same_model(tiny_gpt2: Path, tmp_path: Path, model: LanguageModel):
+    """Masks that old files hold, a head for another task, no prefix, and plain torch.save."""
+    changes = {
+        "masks": lambda t: {**t, **{f"transformer.h.{i}.attn.masked_bias": torch.tensor(-1e4) for i in range(3)}},
+        "head": lambda t: {**t, "v_head.summary.weight": torch.ones(1, 32)},
+        "base": renamed(lambda name: name.removeprefix("transformer.")),
+    }
+    for name, change in changes.items():
+        folder = copy_of(tiny_gpt2, tmp_path / name)
+        with_weights(folder, change)
+        assert load(str(folder)).fingerprint == model.fingerprint
+    old = copy_of(tiny_gpt2, tmp_path / "old")
+    torch.save(load_file(old / "model.safetensors"), old / "pytorch_model.bin")
+    (old / "model.safetensors").unlink()
+    assert load(str(old)).fingerprint == model.fingerprint
+
+
+class Planted:
+    def __reduce__(self):
+        return Path.touch, (Path("planted"),)
+
+
+def test_pickled_code_is_not_run(tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    folder = copy_of(tiny_gpt2, tmp_path / "model", without="model.safetensors")
+    for write in (
+        lambda path: torch.save({"x": Planted()}, path),
+        lambda path: path.write_bytes(pickle.dumps(Planted())),
+    ):
+        write(folder / "pytorch_model.bin")
+        with pytest.raises(
+            ValueError, match=r"^model.name=[^\n]*: pytorch_model.bin does not hold tensors alone; save .*$"
+        ):
+            load(str(folder))
+    assert not Path("planted").exists()
+    pickle.loads(pickle.dumps(Planted()))  # it would have been
+    assert Path("planted").exists()
+
+
+def test_a_name_that_leads_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("transformers.utils.hub._is_offline_mode", True, raising=False)
+    Path("weights.pt").touch()
+    for name, said in {
+        "checkpoints/run1": "no such folder here, not in the hub's cache, and the hub cannot be reached",
+        "checkpoints/run1/step_100": "no such folder here, and not a name on the hub, such as OWNER/MODEL",
+        "my model": "no such folder here, and not a name on the hub",
+        "./run1": "no such folder",
+        "weights.pt": "not a folder; give the one that holds config.json",
+        "": "give a folder, a name of the hub or tiny",
+        None: "give a folder",
+    }.items():
+        with pytest.raises(ValueError, match=rf"^model.name={name}: {said}[^\n]*$"):
+            load(name)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("context", [0, 1, -5, 2.5, "16", True])
+def test_a_context_is_a_whole_number_from_2_on(tiny_gpt2: Path, context):
+    with pytest.raises(ValueError, match=rf"^model.context={context}: a whole number, at least 2"):
+        load(str(tiny_gpt2), context=context)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    file=st.sampled_from(["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"]),
+    where=st.floats(0, 1, exclude_max=True),
+    junk=st.none() | st.binary(min_size=1, max_size=4),
+)
+def test_a_file_cut_or_overwritten_anywhere_is_one_line_or_a_whole_model(tiny_gpt2, tmp_path, file, where, junk):
+    """Bytes of the weights themselves have no checksum: there, any model of finite shape may come out."""
+    folder = tmp_path / "damaged"
+    shutil.rmtree(folder, ignore_errors=True)
+    copy_of(tiny_gpt2, folder)
+    whole = (folder / file).read_bytes()
+    size = 8 + int.from_bytes(whole[:8], "little") if file == "model.safetensors" else len(whole)
+    place = int(where * size)
+    (folder / file).write_bytes(whole[:place] + (b"" if junk is None else junk + whole[place + len(junk) :]))
+    said = ""
+    try:
+        assert load(str(folder)).layers == 3
+    except ValueError as error:
+        said = str(error)
+    assert re.fullmatch(f"(model.name={folder}: .+)?", said)
 
 
 def test_float16_on_disk_is_fp32_in_memory_and_frozen(tiny_gpt2: Path, tmp_path: Path, model: LanguageModel):

@@ -5,19 +5,17 @@ R rows, C context (positions), D d_model, V vocabulary.
 
 import copy
 import hashlib
-import json
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rayscope.bfloat16 import attention, gelu
+from rayscope.pretrained import read
 from rayscope.sites import Site
 
 Edit = Callable[[Tensor], Tensor]
@@ -154,41 +152,14 @@ def load(name: str, device: str = "cpu", revision: str | None = None, context: i
     """A GPT-2 by name: `tiny` (the one that ships), a local Hugging Face folder, or a model of the hub.
 
     context: use only the first positions of the model's context.
-    Raises ValueError for a folder without weights or tokenizer, a model of another architecture, an unreachable name.
+    Raises ValueError for a name that leads to no whole GPT-2 (see `pretrained.read`), and a context that it does not have.
     """
-    import transformers
-    from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoTokenizer, GPT2LMHeadModel
-
-    transformers.utils.logging.disable_progress_bar()
-    path = str(files("rayscope") / "assets/tiny") if name == "tiny" else name
-    local = Path(path).expanduser()
-    options: dict[str, Any] = {"revision": revision or "main"}
-    if local.is_dir():
-        path, options = str(local), {"local_files_only": True}
-        for wanted, what in (("config.json", "model"), ("tokenizer.json", "tokenizer")):
-            if not (local / wanted).is_file():
-                raise ValueError(
-                    f"model.name={name}: the folder has no {wanted}; save the {what} there (save_pretrained)"
-                )
-    elif path.startswith(("/", "./", "../", "~")):
-        raise ValueError(f"model.name={name}: no such folder")
-    try:
-        config = AutoConfig.from_pretrained(path, **options)
-        if config.model_type != "gpt2":
-            raise ValueError(f"model.name={name}: a {config.model_type!r} model; rayscope reads models of type 'gpt2'")
-        if context and context > config.n_positions:
-            raise ValueError(f"model.context={context}: {name} has a context of {config.n_positions}")
-        network: Any = GPT2LMHeadModel.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa", **options)
-        tokenizer = AutoTokenizer.from_pretrained(path, **options)
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"model.name={name}: cannot be loaded ({reason})") from None
-    if len(tokenizer) > network.config.vocab_size:
-        raise ValueError(
-            f"model.name={name}: the tokenizer has {len(tokenizer)} tokens, the model {network.config.vocab_size}; "
-            "they do not belong together"
-        )
+    whole = isinstance(context, int) and not isinstance(context, bool)
+    if context is not None and not (whole and context >= 2):
+        raise ValueError(f"model.context={context}: a whole number, at least 2, or null for the model's own")
+    network, tokenizer = read(name, revision)
+    if context and context > network.config.n_positions:
+        raise ValueError(f"model.context={context}: {name} has a context of {network.config.n_positions}")
     if context:
         network.config.n_positions = context
     network.eval().requires_grad_(False).to(device)
