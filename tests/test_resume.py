@@ -4,18 +4,28 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
 from rayscope.cli import main
+from rayscope.dictionaries import load
+from rayscope.files import PARTIAL
+from rayscope.pipeline import snapshots
+from rayscope.sites import resolve
 
 NAMES = ["topk", "batchtopk", "matryoshka_batchtopk", "tied_topk", "bottleneck_topk", "token_bias_topk"]
 STEPS, BATCH, EVERY = 60, 64, 6  # rounds of 4 batches: a checkpoint at step 6, 18, ... is in the middle of one
+
+
+class Shape:
+    layers, d_model, d_mlp = 3, 32, 128
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +212,40 @@ def test_a_run_of_which_one_diverged_says_so_each_time(short, whole_short, capsy
     assert "abstopk at blocks.1.hook_resid_post after step 1 (64 tokens, lr=1e+30)" in said
     assert f"the other 2 are in {whole_short / 'dictionaries'}" in said
     assert results(whole_short) == before
+
+
+def test_snapshots_are_dictionaries_like_any_other(short, whole_short, tmp_path, capsys):
+    """They say their site, model and text, so they are evaluated and tuned; what a kill left among them is not read."""
+    hidden = whole_short / "snapshots" / "64" / "blocks_1_hook_resid_post" / f".topk-0a1b2c3d{PARTIAL}"
+    unfinished = hidden.with_name("unfinished")
+    for folder in (hidden, unfinished):
+        folder.mkdir()
+    (hidden / "config.json").write_text("{}")
+    (site,) = resolve(["blocks.1.hook_resid_post"], Shape())
+    found = dict(snapshots(whole_short / "snapshots", [site]))
+    for folder in (hidden, unfinished):
+        shutil.rmtree(folder)
+    assert list(found) == [64, 192, 448, 1280]
+    assert list(found[64][site.key]) == ["abstopk", "batchtopk", "topk"]  # abstopk was still finite
+    assert list(found[1280][site.key]) == ["batchtopk", "topk"]
+    saved = load(whole_short / "dictionaries" / site.key / "topk")
+    assert found[1280][site.key]["topk"].provenance == saved.provenance
+
+    shared = [arg for arg in short if arg.startswith(("model", "text", "stream", "threads"))]
+    place = whole_short / "snapshots" / "448"
+    sizes = [
+        "evaluation.tokens=256",
+        "evaluation.splice_tokens=128",
+        "evaluation.validation_tokens=256",
+        "baselines=none",
+    ]
+    main(["evaluate", *shared, *sizes, f"dictionaries.folder={place}", f"out={tmp_path / 'measured'}"])
+    table = pd.read_csv(tmp_path / "measured" / "evaluation.csv")
+    assert set(table["dictionary"]) >= {"topk", "batchtopk"}
+    tuning = ["stage=kl", f"finetuning.folder={place}", "finetuning.tokens=256", "finetuning.rows=4"]
+    main(["train", *shared, *tuning, "training.calibration_tokens=256", f"out={tmp_path / 'tuned'}"])
+    tuned = load(tmp_path / "tuned" / "dictionaries" / site.key / "topk")
+    assert tuned.provenance["tokens"] == 448 + 256
 
 
 @pytest.mark.parametrize("harm", ["cut", "flipped", "gone", "both"])

@@ -294,7 +294,7 @@ def test_a_log_that_is_none_is_one_line_with_its_place_and_stays(tmp_path, conte
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        *(("log_every", value) for value in (0, -1, 2.5)),
+        *(("log_every", value) for value in (-1, 2.5)),
         *(("checkpoint_seconds", value) for value in (-0.5, float("nan"))),
         ("checkpoint_steps", -1),
         *(("snapshots", value) for value in (-1, True)),
@@ -304,6 +304,11 @@ def test_what_is_out_of_range_is_named_as_the_user_spells_it(model, packed, tmp_
     with pytest.raises(ValueError, match=rf"^training\.{option}={value}: "):
         run(model, packed, tmp_path, {RESID: ["topk"]}, **{option: value})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_zero_logs_after_the_last_step_alone(model, packed, tmp_path):
+    run(model, packed, tmp_path, {RESID: ["topk"]}, log_every=0)
+    assert [row["tokens"] for row in rows_of(tmp_path)] == [str(STEPS * BATCH)]
 
 
 def rows_of(folder: Path) -> list[dict[str, str]]:

@@ -120,7 +120,7 @@ def finetune(
         while tuner.done < steps and tuner.learning():
             tuner.step(rows[tuner.done])
             done = tuner.done
-            if done % log_every == 0 or done == steps:
+            if done == steps or (log_every and done % log_every == 0):
                 tuner.check_weights()
                 log([training_log, *loggers], done * size, tuner.scalars(), {})
             stop, due = asked.number, checkpoint_steps and done % checkpoint_steps == 0

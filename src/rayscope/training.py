@@ -153,7 +153,7 @@ class DictionaryTrainer(LightningModule):
 
     def record(self, step: int) -> None:
         """Logs and saves what is due after the step. Before the checkpoint of that step, which so holds what it changes."""
-        logged = step % self.log_every == 0 or step == self.steps
+        logged = step == self.steps or (self.log_every and step % self.log_every == 0)
         if logged or step in self.snapshot_steps:
             self.check_weights(step)
         if self.loggers and logged:
@@ -334,7 +334,7 @@ def train(
 def check_schedule(log_every: int, checkpoint_steps: int, checkpoint_seconds: float, snapshots: int = 0) -> None:
     """Raises ValueError with the option's name."""
     for name, value, least, meaning in (
-        ("log_every", log_every, 1, "steps"),
+        ("log_every", log_every, 0, "steps; 0: after the last alone"),
         ("checkpoint_steps", checkpoint_steps, 0, "steps; 0: by time alone"),
         ("snapshots", snapshots, 0, "snapshots"),
     ):
