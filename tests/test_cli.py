@@ -330,15 +330,11 @@ def test_a_finished_run_says_so_and_overwrite_redoes_it(small, copy, capsys, wro
     assert "holds a run of train with another configuration (" in said
     assert "latents: 64 -> 32; k: 4 -> 8; and 2 more" in said or "k: 4 -> 8" in said
     assert before.stat().st_mtime_ns == stamp
-    (copy / ".evaluate.replaced").mkdir()  # of an evaluation that was being replaced when it was killed
-    measured = [
-        copy / name for name in ("evaluation.csv", "evaluate.finished.json", ".evaluate.replaced/evaluation.csv")
-    ]
-    for path in measured:
-        path.write_text("of the dictionaries that are replaced")
     main([*command, "dictionaries=[topk]", "overwrite=true"])
     assert before.stat().st_mtime_ns != stamp
-    assert [path.name for path in measured if path.exists()] == []
+    (aside,) = copy.parent.glob("run.old-*")
+    assert (aside / "finished.json").stat().st_mtime_ns == stamp
+    assert len(list((aside / "dictionaries").glob("*/*"))) == 6
     assert [place.name for place in sorted((copy / "dictionaries").glob("*/*"))] == ["topk", "topk"]
 
 
@@ -362,7 +358,9 @@ def test_bad_input_with_overwrite_leaves_the_finished_run_as_it_was(wrong, small
 
 def test_a_folder_with_outputs_of_another_run_is_refused(wrong, small, copy):
     (copy / "config.yaml").unlink()
-    assert "holds training.csv of another run" in wrong("train", *small, f"out={copy}")
+    for overwrite in ("false", "true"):
+        said = wrong("train", *small, f"out={copy}", f"overwrite={overwrite}")
+        assert "holds finished.json, but no rayscope train that wrote it" in said
 
 
 def test_evaluate_features_and_report(source, copy, capsys):

@@ -59,7 +59,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch, capsys, tmp_path):
     def broken(config, folder):
         raise KeyError("sha256")
 
-    monkeypatch.setitem(cli.COMMANDS, "sites", (broken, None))
+    monkeypatch.setitem(cli.COMMANDS, "sites", broken)
     with pytest.raises(SystemExit) as stopped:
         cli.main(["sites", f"out={tmp_path}"])
     said = capsys.readouterr().err

@@ -15,7 +15,7 @@ from torch import Tensor
 from rayscope.console import say
 from rayscope.dictionaries import Learned
 from rayscope.files import whole_file
-from rayscope.runs import differences
+from rayscope.records import differences
 
 CHECKPOINT, BEFORE = "checkpoint.ckpt", "checkpoint-before.ckpt"
 MARK = b"\nrayscope checkpoint sha256 "  # the file ends in this and the digest, in hex, of all that is before it

@@ -4,8 +4,8 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -19,7 +19,7 @@ from rayscope.errors import CommandError, explain
 from rayscope.memory import keep_freed_memory
 from rayscope.overrides import check
 from rayscope.run_settings import with_run_settings
-from rayscope.runs import Finished, run
+from rayscope.runs import OUTPUTS, Finished, occupied, out_folder, run
 from rayscope.stopping import Stopped, stopping
 
 CONF = "pkg://rayscope.conf"
@@ -27,20 +27,23 @@ CONF = "pkg://rayscope.conf"
 
 def perform(command: str, argv: list[str], config: DictConfig) -> None:
     """Runs the command. Raises CommandError for what the user can mend."""
-    function, outputs = COMMANDS[command]
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     keep_freed_memory()
     try:
         if config.threads is not None:
             set_threads(config.threads)
-        if outputs is None:
-            return function(config, Path(config.out) if config.out else None)
+        if command == "sites":
+            return COMMANDS[command](config, None)
+        config.out = str(folder := out_folder(config.out))
+        if command not in OUTPUTS:  # what it writes is no run
+            with occupied(folder, argv) if command == "report" and folder.is_dir() else nullcontext():
+                return COMMANDS[command](config, folder)
         if command == "study":
             check_size(config.study.sizes, config.size)  # on which other values depend
         config = with_run_settings(command, config, HydraConfig.get().overrides.task)
         plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-        with run(command, plain, argv, outputs) as folder:
-            function(config, folder)
+        with run(command, plain, argv) as folder:
+            COMMANDS[command](config, folder)
     except Finished as finished:
         say(str(finished))
     except Exception as error:

@@ -10,26 +10,9 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from rayscope.console import say
+from rayscope.records import Records, same_inputs
+from rayscope.runs import MEASURED, records_of
 from rayscope.stopping import Stopped
-
-EVALUATED = ["evaluation.csv", "latent_density.csv"]
-FEATURES = ["token_features.csv", "contexts.json"]
-RECORDS = ("{}.config.yaml", "{}.environment.json", "{}.finished.json", ".{}.replaced", ".{}.moving")
-STUDY = ["table.csv", "figure.svg", "verdict.json", "arms"]
-TRAINED = [  # and, when a run is replaced, what was measured on its dictionaries
-    *(
-        "checkpoint.ckpt",
-        "checkpoint-before.ckpt",
-        "training.csv",
-        "snapshots",
-        "dictionaries",
-        "trained.json",
-        *EVALUATED,
-        *FEATURES,
-        "report",
-    ),
-    *(name.format(command) for command in ("evaluate", "features") for name in RECORDS),
-]
 
 
 def train(config: DictConfig, folder: Path) -> None:
@@ -42,7 +25,7 @@ def train(config: DictConfig, folder: Path) -> None:
         return tune(config, folder)
     if config.stage != "dictionaries":
         raise ValueError(f"stage={config.stage}: dictionaries or kl")
-    source = open_source(config)
+    source = open_source(config, records_of(folder, "train"))
     sites = resolve(config.sites.patterns, source.model)
     check_text(config, source, sites)
     dictionaries = {name: hydra.utils.instantiate(partial) for name, partial in config.dictionaries.items()}
@@ -75,7 +58,8 @@ def tune(config: DictConfig, folder: Path) -> None:
     common = {k: v for k, v in config.training.items() if k not in ("snapshots", "snapshot_names")}
     with loggers(config) as opened:
         options |= {"loggers": opened, "said": differences(Path(given), config)}
-        pipeline.finetune_dictionaries(open_source(config), Path(given), folder, **options, **common)
+        source = open_source(config, records_of(folder, "train"), reads=Path(given))
+        pipeline.finetune_dictionaries(source, Path(given), folder, **options, **common)
 
 
 def evaluate(config: DictConfig, folder: Path, compared: Any = None) -> None:
@@ -84,19 +68,19 @@ def evaluate(config: DictConfig, folder: Path, compared: Any = None) -> None:
     from rayscope import pipeline
     from rayscope.report import print_summary
 
-    if not (folder / "evaluation.csv").is_file():
-        compared = compared or open_comparison(config, folder)
+    if not all((folder / name).is_file() for name in MEASURED["evaluate"]):
+        compared = compared or open_comparison(config, records_of(folder, "evaluate"))
         table = pipeline.evaluate_dictionaries(compared, folder, **config.evaluation)
         log_evaluation(config, table)
     print_summary(pd.read_csv(folder / "evaluation.csv"), stdout())
 
 
 def features(config: DictConfig, folder: Path, compared: Any = None) -> None:
-    if (folder / "token_features.csv").is_file():
+    if all((folder / name).is_file() for name in MEASURED["features"]):
         return
     from rayscope import pipeline
 
-    compared = compared or open_comparison(config, folder)
+    compared = compared or open_comparison(config, records_of(folder, "features"))
     pipeline.measure_features(compared, folder, **config.features)
     say(f"token features: {folder / 'token_features.csv'}")
 
@@ -114,7 +98,7 @@ def study(config: DictConfig, folder: Path) -> None:
         given = value is not None and not isinstance(value, list)
         if given and any(isinstance(of.get(key), list) for of in asked["sizes"].values()):
             raise ValueError(f"study.sizes.{config.size}.{key}={value}: a list, such as [{value}]")
-    source = open_source(config)
+    source = open_source(config, records_of(folder, "study"))
     sites = tuple(resolve(config.sites.patterns, source.model))
     setting = studies.Setting(source, sites, tuple(options.pop("seeds", None) or ()), folder, config.size)
     verdict = studies.conduct(
@@ -154,22 +138,22 @@ def benchmark(config: DictConfig, folder: Path) -> None:
 
 def demo(config: DictConfig, folder: Path) -> None:
     train(config, folder)
-    unmeasured = [name for name in ("token_features.csv", "evaluation.csv") if not (folder / name).is_file()]
-    compared = open_comparison(config, folder) if unmeasured else None
+    tables = [folder / name for command in ("features", "evaluate") for name in MEASURED[command]]
+    compared = None if all(path.is_file() for path in tables) else open_comparison(config, records_of(folder, "demo"))
     features(config, folder, compared)
     evaluate(config, folder, compared)
     report(config, folder)
 
 
-COMMANDS: dict[str, tuple[Callable[[DictConfig, Any], None], list[str] | None]] = {
-    "demo": (demo, TRAINED),
-    "train": (train, TRAINED),
-    "evaluate": (evaluate, EVALUATED),
-    "features": (features, FEATURES),
-    "study": (study, STUDY),
-    "report": (report, None),
-    "sites": (sites, None),
-    "benchmark": (benchmark, None),
+COMMANDS: dict[str, Callable[[DictConfig, Any], None]] = {
+    "demo": demo,
+    "train": train,
+    "evaluate": evaluate,
+    "features": features,
+    "study": study,
+    "report": report,
+    "sites": sites,
+    "benchmark": benchmark,
 }
 
 
@@ -186,23 +170,30 @@ def open_model(config: DictConfig):
     return hydra.utils.instantiate(config.model, device=device)
 
 
-def open_source(config: DictConfig):
+def open_source(config: DictConfig, records: Records, reads: Path | None = None):
+    """The model and text of a run, whose fingerprints are kept in its records, with those of the dictionaries that it reads.
+
+    Raises ValueError if the run began with others.
+    """
+    from rayscope.dictionaries import fingerprint
     from rayscope.source import Source
     from rayscope.text import pack
 
     model = open_model(config)
     text = pack(hydra.utils.instantiate(config.text), model.tokenizer, model.context, config.cache)
-    return Source(model, text, config.seed, precision=config.precision, **config.stream)
+    source = Source(model, text, config.seed, precision=config.precision, **config.stream)
+    same_inputs(records, source.fingerprints() | ({"dictionaries": fingerprint(reads)} if reads else {}))
+    return source
 
 
-def open_comparison(config: DictConfig, folder: Path):
+def open_comparison(config: DictConfig, records: Records):
     """The saved dictionaries, and the baselines at their bits."""
     from rayscope.comparison import Baseline, compare
     from rayscope.pipeline import load_dictionaries
     from rayscope.run_settings import dictionaries_folder, differences, say_otherwise_trained
 
-    source = open_source(config)
     place = dictionaries_folder("evaluate", config)
+    source = open_source(config, records, reads=None if records.prefix == "" else place)
     learned = load_dictionaries(place, source.model)
     say_otherwise_trained(learned, source, differences(place, config))
     options = dict(config.baselines)

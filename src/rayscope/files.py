@@ -4,7 +4,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -70,13 +70,19 @@ def whole_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(before, ignore_errors=True)
 
 
-def sweep(folder: Path, age: float = 0.0) -> list[Path]:
+def sweep(folder: Path, age: float = 0.0, inside: Iterable[str] | None = None) -> list[Path]:
     """Removes, at any depth, what writers that are dead left in the folder; gives back what was removed.
 
     age: seconds since it was last changed, at least; for folders in which other processes may be about to write.
+    inside: look only in the folder itself and, at any depth, in these folders of it.
     """
+    pattern = f".*{PARTIAL}"
+    if inside is None:
+        found = set(folder.rglob(pattern))
+    else:
+        found = set(folder.glob(pattern)).union(*((folder / name).rglob(pattern) for name in inside))
     swept = []
-    for path in sorted(folder.rglob(f".*{PARTIAL}")):
+    for path in sorted(found):
         with suppress(OSError):
             if time.time() - path.lstat().st_mtime >= age and not held(path):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

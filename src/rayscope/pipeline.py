@@ -12,7 +12,7 @@ import pandas as pd
 from lightning.pytorch.loggers import Logger
 
 from rayscope.activations import ActivationStream, Batch, Stream
-from rayscope.checkpoint import remove_checkpoints
+from rayscope.checkpoint import BEFORE, CHECKPOINT, remove_checkpoints
 from rayscope.comparison import Comparison, headline_budget, position_means
 from rayscope.console import say
 from rayscope.contexts import top_contexts
@@ -28,10 +28,10 @@ from rayscope.run_settings import say_otherwise_trained
 from rayscope.sites import Site, resolve
 from rayscope.source import Source
 from rayscope.text import SPLITS
+from rayscope.trained import TRAINED, check
 from rayscope.training import train, without
 
 DICTIONARIES = "dictionaries"
-TRAINED = "trained.json"  # is there once every dictionary is; says which
 
 
 def train_dictionaries(
@@ -102,24 +102,36 @@ def save_trained(
         raise ValueError(diverged_line(diverged, len(saved), folder))
 
 
-def is_trained(folder: Path) -> bool:
-    """Whether the dictionaries of this folder are trained. Raises ValueError if some of them diverged."""
-    if not (folder / TRAINED).is_file():
-        return False
-    remove_checkpoints(folder)  # which a kill may have left
-    record = json.loads((folder / TRAINED).read_text())
-    if record.get("diverged"):
-        diverged = [Divergence(**found) for found in record["diverged"]]
-        raise ValueError(diverged_line(diverged, len(record["dictionaries"]), folder))
-    return True
-
-
 def diverged_line(diverged: Sequence[Divergence], others: int, folder: Path) -> str:
     rest = f"the other {others} are in {folder / DICTIONARIES}" if others else "there is no other"
     return (
         f"diverged, so not saved: {'; '.join(map(str, diverged))}; {rest}. "
         f"Lower the rate (dictionaries.NAME.lr, with stage=kl finetuning.lr) and give another out=, or overwrite=true"
     )
+
+
+def is_trained(folder: Path) -> bool:
+    """Whether training is done in the folder; what a kill left of its checkpoints is removed then.
+
+    If a dictionary is no longer there, training goes on from the checkpoint. Raises ValueError if there is none, and if
+    some dictionaries diverged.
+    """
+    if not (folder / TRAINED).is_file():
+        return False
+    try:
+        check(folder)
+    except ValueError as error:
+        why = str(error).partition(";")[0]
+        if not any((folder / name).is_file() for name in (CHECKPOINT, BEFORE)):
+            raise ValueError(f"{why}; put it back, or train again, with overwrite=true or another out=") from None
+        say(f"{why}; training goes on from its checkpoint")
+        return False
+    remove_checkpoints(folder)
+    record = json.loads((folder / TRAINED).read_text())
+    if record.get("diverged"):
+        diverged = [Divergence(**found) for found in record["diverged"]]
+        raise ValueError(diverged_line(diverged, len(record["dictionaries"]), folder))
+    return True
 
 
 def made(make: Callable[..., Learned], site: Site, vocabulary: int) -> Learned:

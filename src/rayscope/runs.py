@@ -1,118 +1,243 @@
-"""A run's folder: its configuration, what it ran on, what is finished; one configuration a folder."""
+"""A run's folder: one configuration and one process at a time, resumed after a kill, kept when it is overwritten."""
 
 import json
-import platform
+import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.metadata import version
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
-from rayscope import __version__
-from rayscope.backup import Backup
+from rayscope import replacing
+from rayscope.checkpoint import BEFORE, CHECKPOINT, remove_checkpoints
 from rayscope.console import say
-from rayscope.dictionaries import native
-from rayscope.files import write_whole
+from rayscope.files import sweep, write_whole
+from rayscope.lock import InUse, locked
+from rayscope.records import Records, describe, differences, made_by, read_environment, say_otherwise_begun
+from rayscope.trained import TRAINED, check
 
-PACKAGES = ("torch", "lightning", "transformers", "transformer-lens", "datasets", "hydra-core", "numpy", "wandb")
-NOT_COMPARED = ("out", "overwrite", "logger")  # keys that change nothing of the result
+PAGE = "report/index.html"
+DICTIONARIES = (CHECKPOINT, BEFORE, "training.csv", "snapshots", "dictionaries", TRAINED, "wandb.json")
+MEASURED = {  # by the commands that add to a run
+    "evaluate": ("evaluation.csv", "latent_density.csv"),
+    "features": ("token_features.csv", "contexts.json"),
+}
+OUTPUTS = {  # by command, what it writes in its folder apart from its records
+    "demo": (*DICTIONARIES, *MEASURED["features"], *MEASURED["evaluate"], PAGE),
+    "train": DICTIONARIES,
+    "study": ("arms", "table.csv", "figure.svg", "verdict.json"),
+    **MEASURED,
+}
 
 
 class Finished(Exception):
     """This very run is done already."""
 
 
+def out_folder(out: object) -> Path:
+    """The folder that `out=` names, `~` being the user's own. Raises ValueError for none: `out=$UNSET` is not this folder."""
+    if out is None or not str(out).strip():
+        raise ValueError(
+            f"out={'null' if out is None else out}: no folder; give one, such as out=runs/mine, or out=. for this"
+        )
+    if isinstance(out, bool) or not isinstance(out, str | int):
+        raise ValueError(f"out={out}: not the name of a folder; give one, such as out=runs/mine")
+    return Path(str(out)).expanduser()
+
+
 @contextmanager
-def run(command: str, config: dict[str, Any], argv: list[str], outputs: list[str]) -> Iterator[Path]:
-    """The run's folder, to work in. Its configuration and environment are written first, `finished.json` at the end.
+def run(command: str, config: dict[str, Any], argv: Sequence[str]) -> Iterator[Path]:
+    """The run's folder, locked, to work in. Its environment and configuration are written first, finished.json at the end.
 
-    They are config.yaml and environment.json of the command that makes a run (demo, train, study), and bear the command's name
-    before that of one that adds to it. outputs: what the command writes; with overwrite they are replaced, and stay beside
-    it, in `.replaced`, until the new run is finished. A run that fails before it has written any leaves the folder as it was.
-    Raises Finished where the same run is done, ValueError where the folder holds another configuration or its outputs.
+    They are environment.json and config.yaml of the command that makes a run (demo, train, study); the names of one that
+    adds to it begin with the command's. With overwrite, what was there is moved to OUT.old-DATE. A run that fails before
+    it has written any output leaves everything as it was. Raises Finished if the same run is done, ValueError if the
+    folder holds another, or other files under the names that this one writes.
     """
-    folder = Path(config["out"])
-    prefix = "" if command in ("demo", "train", "study") else f"{command}."
-    records = [f"{prefix}{name}" for name in ("config.yaml", "environment.json", "finished.json")]
-    record, about, done = (folder / name for name in records)
-    backup = Backup(folder, prefix, records, outputs)
-    environment = describe(argv)
-    if done.is_file():
-        backup.drop()
-    backup.settle()
-    overwrite = bool(config.get("overwrite"))
-    fresh = overwrite or not record.is_file()
-    if not fresh:
-        difference = differences(yaml.safe_load(record.read_text()), config)
-        if difference:
-            raise ValueError(
-                f"{folder} holds a run of {command} with another configuration ({difference}); "
-                "give another out=, or overwrite=true to redo it"
-            )
-        if done.is_file():
-            raise Finished(f"{folder}: this {command} is finished already (overwrite=true redoes it)")
-        before = json.loads(about.read_text()) if about.is_file() else environment
-        for what in ("threads", "native"):
-            if before.get(what) != environment[what]:
-                here = environment[what]
-                say(f"{folder}: begun with {what} {before.get(what)}, going on with {here}: not bitwise the same")
-    elif not overwrite and (there := [name for name in outputs if (folder / name).exists()]):
-        raise ValueError(f"{folder} holds {there[0]} of another run; give another out=, or overwrite=true to redo it")
+    records = records_of(folder := Path(config["out"]), command)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    started = time.monotonic()
+    with ExitStack() as stack:
+        stack.callback(remove_empty, made)
+        try:
+            stack.enter_context(occupied(folder, argv))
+        except (InUse, OSError):  # someone reads what is finished, or it lies on a disk that is read-only
+            if not config.get("overwrite") and is_whole(command, records, config):
+                raise finished(command, folder) from None
+            raise
+        environment, resumed, replaced = begin(command, records, config, argv)
+        started = time.monotonic()
+        try:
+            write_whole(records.environment, json.dumps(environment, indent=2))
+            if not resumed:  # after the other: a config.yaml is never without its environment.json
+                write_whole(records.config, yaml.safe_dump(config, sort_keys=False))
+            yield folder
+        except BaseException:
+            if not begun(folder, command):
+                records.config.unlink(missing_ok=True)
+                records.environment.unlink(missing_ok=True)
+                if replaced:
+                    replacing.put_back(folder, replaced)
+                    replaced = None
+            raise
+        else:
+            write_whole(records.finished, json.dumps({"seconds": round(time.monotonic() - started, 1)}))
+        finally:
+            if replaced:
+                say(f"{folder}: the run that was there is now {replaced}")
+
+
+@contextmanager
+def occupied(folder: Path, argv: Sequence[str]) -> Iterator[None]:
+    """Locks the folder for the block. First, moves that a kill interrupted are completed, and half-written files removed."""
+    with locked(folder, argv):
+        replacing.settle(folder)
+        sweep(folder, inside=("arms", "dictionaries", "report", "snapshots"))
+        yield
+
+
+def begin(
+    command: str, records: Records, config: dict[str, Any], argv: Sequence[str]
+) -> tuple[dict[str, Any], bool, Path | None]:
+    """(environment, whether a run is resumed, where the one is that it replaces), once nothing is in the way.
+
+    Raises as `run` does.
+    """
+    folder, overwrite = records.folder, bool(config.get("overwrite"))
+    environment = describe(argv, str(config.get("device")))
+    resumed, replaced = False, None
+    if os.path.lexists(records.config):
+        old, before = records.read()
+        difference, done = unlike(command, old, before, config), is_whole(command, records, config)
+        if done and not overwrite:
+            if TRAINED in OUTPUTS[command]:
+                remove_checkpoints(folder)  # which a kill just before the end left
+            raise finished(command, folder)
+        is_there = begun(folder, made_by(before)) or os.path.lexists(records.finished)
+        overwriting = old["overwrite"] and not records.finished.is_file()  # resumes under the same command
+        resumed = is_there and not difference and (overwriting or not overwrite)
+        if is_there and not resumed and not overwrite:
+            raise ValueError(f"{folder} holds {difference}; give another out=, or overwrite=true to redo it")
+        overwrite = overwrite and is_there
+        replaced = replaced_by(folder, before)
+        if resumed:
+            if records.finished.is_file():
+                say(f"{folder}: this {command} was finished, but not all that it made is there; the rest is made again")
+            say_otherwise_begun(folder, before, environment)
+            environment["inputs"] = before.get("inputs", {})
+    if not resumed:
+        names = made(folder, command)
+        refuse_if_taken(command, records, names, overwrite)
+        if overwrite and names:
+            replaced = replacing.set_aside(folder, names)
+    if replaced:
+        environment["replaced"] = replaced.name
+    return environment, resumed, replaced
+
+
+def finished(command: str, folder: Path) -> Finished:
+    return Finished(f"{folder}: this {command} is finished already (overwrite=true redoes it)")
+
+
+def is_whole(command: str, records: Records, config: dict[str, Any]) -> bool:
+    """Is this very run finished, and is what it made still there?"""
+    if not records.are_ours() or unlike(command, *records.read(), config) or not records.is_finished():
+        return False
+    if TRAINED in OUTPUTS[command]:
+        try:
+            check(records.folder)
+        except ValueError:
+            return False
+    return all((records.folder / name).is_file() for name in last_outputs(records.folder, command))
+
+
+def last_outputs(folder: Path, command: str) -> list[str]:
+    """What a finished command has written for certain. A demo's tables may have been replaced by a later command's."""
+    if command == "study":
+        return ["verdict.json"]
+    replaced = [name for later in MEASURED if records_of(folder, later).config.is_file() for name in MEASURED[later]]
+    certain = [name for name in OUTPUTS[command] if name not in DICTIONARIES or name == TRAINED]
+    return [name for name in certain if command != "demo" or name not in replaced]
+
+
+def unlike(command: str, old: dict[str, Any], before: dict[str, Any], config: dict[str, Any]) -> str:
+    """In words, what a folder with these records holds instead of this very run; empty if it is this one."""
+    if made_by(before) != command:
+        return f"a run of {made_by(before)}"
+    difference = differences(old, config)
+    return difference and f"a run of {command} with another configuration ({difference})"
+
+
+def made(folder: Path, command: str) -> list[str]:
+    """The files and folders that the command would make again, of those that a run there made: its records and outputs.
+
+    For a command that makes dictionaries or a study: everything of the run, what was measured on it and its page too.
+    """
+    main = records_of(folder, "train")
+    maker = made_by(read_environment(main.environment)) if main.are_ours() else None
+    later = [name for name in MEASURED if records_of(folder, name).are_ours()]
+    found: list[str] = []
+    if command in MEASURED:
+        if command in later:
+            found += records_of(folder, command).names
+        if command in later or set(OUTPUTS[command]) <= set(OUTPUTS.get(maker or "", ())):
+            found += OUTPUTS[command]
+    elif maker:
+        found += [*main.names, *OUTPUTS.get(maker, ()), PAGE]
+        for name in later:
+            found += [*records_of(folder, name).names, *OUTPUTS[name]]
+    there = [name for name in dict.fromkeys(found) if os.path.lexists(folder / name)]
+    return [name for name in there if name != PAGE or is_page(folder / PAGE)]
+
+
+def refuse_if_taken(command: str, records: Records, names: Sequence[str], overwrite: bool) -> None:
+    """Raises ValueError if files are in the way of a new run that it may not replace: only what a run made, if told so."""
+    folder = records.folder
+    free = set(names) if overwrite else set()
+    if records.are_ours():  # of a run that wrote nothing
+        free |= {records.config.name, records.environment.name}
+    elif not os.path.lexists(records.config):
+        with suppress(OSError, ValueError):
+            read_environment(records.environment)  # of one that was killed before it wrote the other
+            free.add(records.environment.name)
+    taken = [
+        name for name in (*records.names, *OUTPUTS[command]) if os.path.lexists(folder / name) and name not in free
+    ]
+    if taken and taken[0] in names:
+        raise ValueError(f"{folder} holds {taken[0]} of the run there; give another out=, or overwrite=true to redo it")
+    if taken:
+        raise ValueError(f"{folder} holds {taken[0]}, but no rayscope {command} that wrote it; give another out=")
+
+
+def begun(folder: Path, command: str) -> bool:
+    """Has the command, or another in its place, written anything but records?"""
+    return any(os.path.lexists(folder / name) for name in OUTPUTS.get(command, ()))
+
+
+def records_of(folder: Path, command: str) -> Records:
+    return Records(folder, f"{command}." if command in MEASURED else "")
+
+
+def replaced_by(folder: Path, environment: dict[str, Any]) -> Path | None:
+    """The folder, if it is still there, to which the run with this environment moved the one before it."""
+    name = environment.get("replaced")
+    if not isinstance(name, str) or "/" in name or not replacing.OLD.search(name):
+        return None
+    path = folder.resolve().with_name(name)
+    return path if path.is_dir() else None
+
+
+def is_page(path: Path) -> bool:
+    """Is it a report of ours?"""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if overwrite:
-            backup.make()
-        write_whole(record, yaml.safe_dump(config, sort_keys=False))
-        write_whole(about, json.dumps(environment, indent=2))
-        yield folder
-    except BaseException:
-        if not backup.settle() and fresh and not backup.begun():  # it never began: take its traces away
-            record.unlink(missing_ok=True)
-            about.unlink(missing_ok=True)
-            for path in made:
-                if path.is_dir() and not any(path.iterdir()):
-                    path.rmdir()
-        if backup.replaced.exists():
-            say(f"{folder}: the run before is in {backup.replaced} until this one is finished")
-        raise
-    write_whole(done, json.dumps({"seconds": round(time.monotonic() - started, 1)}))
-    backup.drop()
+        with path.open("rb") as file:
+            return b"rayscope</title>" in file.read(4096)
+    except OSError:
+        return False
 
 
-def describe(argv: list[str]) -> dict[str, Any]:
-    return {
-        "versions": {"rayscope": __version__, "python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
-        "threads": torch.get_num_threads(),
-        "native": native.library() is not None,
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "command": " ".join(["rayscope", *argv]),
-        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
-    }
-
-
-def differences(before: dict, now: dict, most: int = 3, longest: int = 40) -> str:
-    """`k: 8 -> 16; ...`, the first few keys that differ; empty where none does."""
-    old, new = (flat({key: value for key, value in c.items() if key not in NOT_COMPARED}) for c in (before, now))
-    found = [key for key in {**old, **new} if old.get(key) != new.get(key) or (key in old) != (key in new)]
-    said = [f"{k}: {brief(old.get(k), longest)} -> {brief(new.get(k), longest)}" for k in found[:most]]
-    return "; ".join(said) + (f"; and {len(found) - most} more" if len(found) > most else "")
-
-
-def flat(config: dict, prefix: str = "") -> dict[str, Any]:
-    """{"a.b": value} of {"a": {"b": value}}."""
-    values = {}
-    for key, value in config.items():
-        values |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return values
-
-
-def brief(value: Any, longest: int) -> str:
-    text = str(value)
-    return text if len(text) <= longest else text[: longest - 3] + "..."
+def remove_empty(folders: Sequence[Path]) -> None:
+    for path in folders:
+        with suppress(OSError):
+            path.rmdir()

@@ -3,6 +3,8 @@
 R rows, C context, D site width.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +18,14 @@ from rayscope.model import LanguageModel
 from rayscope.sites import Site
 from rayscope.text import PackedText
 
+ARCHITECTURE = (  # what of a model's configuration acts on activations, beside the shapes of its weights
+    "n_head",
+    "activation_function",
+    "layer_norm_epsilon",
+    "scale_attn_weights",
+    "scale_attn_by_inverse_layer_idx",
+    "reorder_and_upcast_attn",
+)
 Windows = Iterator[tuple[Tensor, dict[str, Tensor]]]
 
 
@@ -74,6 +84,13 @@ class Source:
         for start in range(0, count, rows):
             tokens_RC = torch.from_numpy(packed.tokens[chosen[start : start + rows]].astype(np.int64))
             yield tokens_RC, self.model.activations(tokens_RC.to(self.model.device), sites)
+
+    def fingerprints(self) -> dict[str, str]:
+        """What a run that resumes must read as it did before: {text (with its tokenizer and context), model}."""
+        config = self.model.network.config
+        acts = {name: getattr(config, name, None) for name in ARCHITECTURE}
+        about = json.dumps([self.model.fingerprint, acts, self.model.special_ids])
+        return {"text": self.text.fingerprint, "model": hashlib.sha256(about.encode()).hexdigest()}
 
     def provenance(self, site: Site) -> dict[str, Any]:
         text = {"sha256": self.text.fingerprint, "context": self.text.context}

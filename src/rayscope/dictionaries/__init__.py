@@ -4,7 +4,7 @@ Needs torch and safetensors alone.
 """
 
 from rayscope.dictionaries.autoencoders import AbsTopK, BatchTopK, TopK
-from rayscope.dictionaries.base import KINDS, Codes, Dictionary, find, load
+from rayscope.dictionaries.base import KINDS, Codes, Dictionary, find, fingerprint, load
 from rayscope.dictionaries.bottleneck import BottleneckTopK
 from rayscope.dictionaries.gated import Gated
 from rayscope.dictionaries.jumprelu import JumpReLU
@@ -34,6 +34,7 @@ __all__ = [
     "TokenBiasTopK",
     "TopK",
     "find",
+    "fingerprint",
     "load",
     "recoded",
 ]

@@ -229,3 +229,11 @@ def find(folder: str | Path) -> dict[str, Path]:
             f"dictionaries.folder={folder}: no saved dictionary (config.json beside weights.safetensors) there"
         )
     return {str(path.relative_to(folder)): path for path in found}
+
+
+def fingerprint(folder: str | Path) -> str:
+    """sha256 of every saved dictionary of a tree: of the names and config.json's, which hold the sha256 of the weights."""
+    digest = hashlib.sha256()
+    for name, place in find(folder).items():
+        digest.update(f"{name}\0".encode() + hashlib.sha256((place / "config.json").read_bytes()).digest())
+    return digest.hexdigest()

@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rayscope.replacing import is_replaced
+
 PASSED = {True: "pass", False: "FAIL", None: "reported"}
 
 
@@ -30,8 +32,8 @@ def finished(folder: Path) -> list[dict[str, Any]]:
     """{lines, figure (data URI), passed} of every study below the folder, by name. Raises ValueError for a broken verdict."""
     found = []
     for path in sorted(folder.rglob("verdict.json")) if folder.is_dir() else []:
-        if any(part.startswith(".") for part in path.relative_to(folder).parts):
-            continue  # a run that is being replaced
+        if is_replaced(path.relative_to(folder)):
+            continue  # by a later run, which is shown
         try:
             verdict = json.loads(path.read_text(encoding="utf-8"))
             lines = verdict_lines(verdict)
