@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from folders import contents, make, set_aside, start
 from rayscope.model import LanguageModel, load
 from rayscope.text import Files, PackedText, pack
 from toys import save_gpt2, write_text
@@ -46,3 +47,26 @@ def model(tiny_gpt2: Path) -> LanguageModel:
 @pytest.fixture(scope="session")
 def packed(text_file: Path, model: LanguageModel, cache: Path) -> PackedText:
     return pack(Files(str(text_file)), model.tokenizer, model.context)
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """A finished run."""
+    make(tmp_path / "old", 1)
+    return tmp_path / "old"
+
+
+@pytest.fixture
+def refused():
+    """Starts that must be refused, with the reason; the folder is as it was."""
+
+    def refuse(folder: Path, said: str, **options) -> str:
+        before = contents(folder)
+        with pytest.raises(ValueError, match=said) as stopped, start(folder, **options):
+            raise AssertionError("it began")
+        assert contents(folder) == before
+        assert set_aside(folder) == []
+        assert "\n" not in str(stopped.value)
+        return str(stopped.value)
+
+    return refuse

@@ -69,7 +69,7 @@ def test_the_readmes_line_measures_what_was_trained(copy, capsys):
     again += [f"model.name={own['model']['name']}", "text=files", f"text.files={own['text']['files']}"]
     before = fvu(copy)
     main(again)  # the context, which no option names, is the run's
-    assert said(capsys) == []
+    assert [line for line in said(capsys) if "the run that was there" not in line] == []
     assert fvu(copy) == before
 
 
