@@ -1,5 +1,6 @@
 """Whole or not at all: what is there before a failure or a kill is there after it, and what a killed writer left is swept."""
 
+import os
 import subprocess
 import sys
 import time
@@ -75,3 +76,15 @@ def test_what_a_killed_writer_left_is_swept_and_what_a_living_one_writes_is_not(
     assert sweep(tmp_path, age=time.time()) == []
     assert set(sweep(tmp_path)) == left
     assert [path.name for path in deep.iterdir()] == [".mine"]
+
+
+def test_without_locks_only_what_is_a_day_old_is_swept(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    for name, hours in (("new", 1), ("old", 25)):
+        path = tmp_path / f".{name}{PARTIAL}"
+        path.touch()
+        os.utime(path, (time.time() - 3600 * hours,) * 2)
+    assert [path.name for path in sweep(tmp_path)] == [f".old{PARTIAL}"]

@@ -16,6 +16,8 @@ except ImportError:  # not on Windows
 
 PARTIAL = ".rayscope-part"  # how the name of a file or folder ends while it is being written
 
+DAY = 86_400.0  # seconds
+
 
 def write_whole(path: Path, text: str) -> None:
     """The text as UTF-8, line ends as they are."""
@@ -96,24 +98,30 @@ def partial(path: Path) -> Path:
 
 def hold(descriptor: int) -> bool:
     """Locks the open file or folder until it is closed or the process ends; False if another process holds it."""
+    return lock(descriptor) is not False
+
+
+def lock(descriptor: int) -> bool | None:
+    """None: there are no locks here."""
     if fcntl is None:
-        return True
+        return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:  # a file system without locks
-        return True
+        return None
     return True
 
 
 def held(path: Path) -> bool:
-    """Does a living process hold it?"""
+    """Does a living process hold it? Without locks, what was changed within a day counts as held."""
     if path.is_symlink():
         return False
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        return not hold(descriptor)
+        locked = lock(descriptor)
+        return time.time() - os.fstat(descriptor).st_mtime < DAY if locked is None else not locked
     finally:
         os.close(descriptor)
 
@@ -123,6 +131,8 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is None:
+        if (
+            error.errno is not None and error.filename is None
+        ):  # without a number it is a message, which a name would replace
             error.filename = str(path)
         raise

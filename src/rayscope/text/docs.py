@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from rayscope.text.documents import SPLITS, Document, split_of
 
@@ -24,6 +25,7 @@ SECTION = re.compile(  # of parameters and the like, and a numpydoc entry: lists
     r"(Args|Arguments|Keyword [Aa]rg\w*|Parameters|Returns?|Yields|Raises|Attributes|Inputs|Outputs|Shape|Examples?)\s?:\s"
     r"|\*{0,2}\w+(, ?\*{0,2}\w+)* : "
 )
+LARGEST = 20_000_000  # bytes: no module that people write is as large
 SKIPPED = {"test", "tests", "testing", "site-packages", "dist-packages", "__pycache__", "lib2to3", "_vendor"}
 
 
@@ -31,16 +33,18 @@ SKIPPED = {"test", "tests", "testing", "site-packages", "dist-packages", "__pyca
 class Docs:
     """One document a module (a topic, in `pydoc_data.topics`), named by its dotted path.
 
-    packages: top-level packages to read beside the standard library; one that is not installed raises ValueError.
+    packages: top-level packages to read beside the standard library; one that is not installed raises ValueError. A file
+    that cannot be read or parsed is left out.
     """
 
     packages: tuple[str, ...] = ()
     standard_library: bool = True
     max_tokens: int | None = None
+    more: ClassVar[str] = "a module is a document; name more text.packages"
 
     def documents(self) -> Iterator[Document]:
         """Documents in which no paragraph stands twice: one that is in train is dropped from validation and test."""
-        found = [d for name, path in self.modules() for d in module_documents(name, path.read_bytes())]
+        found = [d for name, path in self.modules() for d in module_documents(name, read(path))]
         fresh: dict[int, list[str]] = {}
         seen: set[str] = set()
         for number in sorted(range(len(found)), key=lambda number: SPLITS.index(split_of(found[number].name))):
@@ -53,7 +57,7 @@ class Docs:
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
         for name, path in self.modules():
-            digest.update(name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+            digest.update(name.encode("utf-8", "surrogateescape") + b"\0" + hashlib.sha256(read(path)).digest())
         return digest.hexdigest()
 
     def modules(self) -> Iterator[tuple[str, Path]]:
@@ -63,11 +67,20 @@ class Docs:
             names = {path.stem if path.is_file() else path.name for path in root.iterdir()}
             for name in sorted((names & sys.stdlib_module_names) | {"pydoc_data"}):
                 yield from python_files(name, root)
-        for name in sorted(self.packages):
-            spec = importlib.util.find_spec(name)
+        packages = [self.packages] if isinstance(self.packages, str) else list(self.packages or ())
+        for name in sorted(packages, key=str):
+            spec = importlib.util.find_spec(name) if isinstance(name, str) and name.isidentifier() else None
             if spec is None or not spec.submodule_search_locations:
                 raise ValueError(f"text.packages: {name!r} is not an installed package; install it or take it out")
-            yield from python_files(name, Path(spec.submodule_search_locations[0]).parent)
+            yield from python_files(name, Path(next(iter(spec.submodule_search_locations))).parent)
+
+
+def read(path: Path) -> bytes:
+    """What the file holds; nothing, if it is no plain file, not ours to read, gone by now, or larger than any module."""
+    try:
+        return path.read_bytes() if path.is_file() and path.stat().st_size < LARGEST else b""
+    except OSError:
+        return b""
 
 
 def python_files(name: str, root: Path) -> Iterator[tuple[str, Path]]:
@@ -86,13 +99,14 @@ def module_documents(name: str, source: bytes) -> Iterator[Document]:
         warnings.simplefilter("ignore")  # invalid escapes in somebody's module are not this run's warnings
         try:
             tree = ast.parse(source)
-        except (SyntaxError, ValueError):  # templates and files for other Python versions
-            return
+            found = list(docstrings(tree, source))
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return  # templates, files for other Python versions, and those nested too deep to parse
     if name == "pydoc_data.topics":
         for topic, text in sorted(topics(tree)):
             yield Document(f"{name}.{topic}", "\n\n".join(paragraphs(text)))
         return
-    text = "\n\n".join(paragraph for docstring in docstrings(tree, source) for paragraph in paragraphs(docstring))
+    text = "\n\n".join(paragraph for docstring in found for paragraph in paragraphs(docstring))
     if text:
         yield Document(name, text)
 

@@ -17,9 +17,11 @@ class Source(Protocol):
     """Where text comes from. `fingerprint` changes if and only if the documents may have changed.
 
     max_tokens: packing stops after that many, in all splits together; None: at the end.
+    more: what a document is, for a user who has too few.
     """
 
     max_tokens: int | None
+    more: str
 
     def documents(self) -> Iterator[Document]: ...
 

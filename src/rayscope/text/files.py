@@ -1,57 +1,72 @@
 """Text from files: txt, jsonl, csv and parquet."""
 
-import csv
 import glob
 import hashlib
-import json
-import re
-import sys
-from collections.abc import Iterator
-from difflib import get_close_matches
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from rayscope.text.documents import END_OF_TEXT, Document
-
-PIECE = 10_000  # characters: about what a txt file is cut into where it marks no documents itself
-UTF8 = "utf-8-sig"  # a byte order mark is no text
+from rayscope.text.documents import Document
+from rayscope.text.readers import READERS
 
 
 class Files:
     """Documents of local files, each named by a hash of its text, so that equal documents share a split.
 
     A row of a jsonl, csv or parquet file is a document, its text in `column`; one without text is left out. A txt file holds documents separated by
-    `<|endoftext|>`; a stretch without one is cut at blank lines into documents of about 10,000 characters.
+    `<|endoftext|>`; a stretch without one is cut at blank lines into documents of about 10,000 characters, and a paragraph of
+    more than 20,000 at line ends, or if it has none at the ends of sentences or words.
 
     files: paths or patterns (`data/*.parquet`).
-    Raises ValueError naming the file for one that is missing, empty, not UTF-8, of another type or without the column.
+    Raises ValueError naming the file, and the row, for one that is missing, empty, damaged, not UTF-8, of another type or
+    without the column.
     """
 
+    more = (
+        "a row of a .jsonl, .csv or .parquet file is a document, and of a .txt file what <|endoftext|> separates, or "
+        "else about 10,000 characters"
+    )
+
     def __init__(self, files: list[str] | str, column: str = "text", max_tokens: int | None = None):
-        patterns = [files] if isinstance(files, str) else list(files)
+        patterns = [files] if isinstance(files, str) else list(files) if isinstance(files, Iterable) else [files]
         if not patterns:
             raise ValueError("text.files is empty; give paths, such as text.files=[notes.txt,books.parquet]")
-        self.column, self.max_tokens = column, max_tokens
+        if column is None or isinstance(column, bool) or str(column) == "":
+            raise ValueError(f"text.column={column}: give the name of the column that holds the text")
+        self.column, self.max_tokens = str(column), max_tokens
         self.paths: list[Path] = []
         for pattern in patterns:
-            path = str(Path(pattern).expanduser())
-            found = [path] if Path(path).is_file() else sorted(glob.glob(path, recursive=True))  # noqa: PTH207 (absolute)
+            if not isinstance(pattern, str | Path) or not str(pattern):
+                raise ValueError(f"text.files: {pattern!r} is not a path")
+            path = os.path.expanduser(pattern)  # noqa: PTH111 (leaves a ~ of nobody)
+            found = [path] if Path(path).exists() else sorted(glob.glob(path, recursive=True))  # noqa: PTH207 (absolute)
             if not found:
-                raise ValueError(f"text.files: no file matches {pattern!r}")
+                raise ValueError(f"text.files: no file matches {str(pattern)!r}")
             self.paths += [Path(path) for path in found]
         for path in self.paths:
+            if path.is_dir():
+                raise ValueError(f"text.files: {path} is a folder; give its files, such as {path}/*.jsonl")
             if path.suffix not in READERS:
                 raise ValueError(f"text.files: {path} is of type {path.suffix!r}; readable are {', '.join(READERS)}")
+            if not path.is_file():
+                raise ValueError(f"text.files: {path} is not a plain file")
             if not path.stat().st_size:
                 raise ValueError(f"text.files: {path} is empty")
 
     def documents(self) -> Iterator[Document]:
         for path in self.paths:
+            found = False
             try:
                 for text in READERS[path.suffix](path, self.column):
                     if text and not text.isspace():
+                        found = True
                         yield Document(hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest(), text)
             except UnicodeDecodeError as error:
-                raise ValueError(f"text.files: {path} is not UTF-8 ({error.reason}); convert it first") from None
+                raise ValueError(
+                    f"text.files: {not_utf8(path)} is not UTF-8 ({error.reason}); convert it first"
+                ) from None
+            if not found:
+                raise ValueError(f"text.files: {path} holds no text; give another, or take it out")
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(self.column.encode())
@@ -61,69 +76,12 @@ class Files:
         return digest.hexdigest()
 
 
-def read_txt(path: Path, column: str) -> Iterator[str]:
-    for stretch in path.read_text(encoding=UTF8).split(END_OF_TEXT):
-        piece: list[str] = []
-        for paragraph in re.split(r"\n\s*\n", stretch.strip()):
-            piece.append(paragraph)
-            if sum(map(len, piece)) >= PIECE:
-                yield "\n\n".join(piece)
-                piece = []
-        if piece:
-            yield "\n\n".join(piece)
-
-
-def read_jsonl(path: Path, column: str) -> Iterator[str]:
-    with path.open(encoding=UTF8) as file:
+def not_utf8(path: Path) -> str:
+    """The file and its first line that does not decode."""
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
             try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"text.files: {path} line {number} is not JSON ({error.msg})") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"text.files: {path} line {number} is not an object with a column {column!r}")
-            yield text_of(row, column, f"{path} line {number}")
-
-
-def read_csv(path: Path, column: str) -> Iterator[str]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    with path.open(encoding=UTF8, newline="") as file:
-        for number, row in enumerate(csv.DictReader(file), 2):
-            yield text_of(row, column, f"{path} row {number}")
-
-
-def read_parquet(path: Path, column: str) -> Iterator[str]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"text.files: {path} is not a parquet file ({error})") from None
-    with file:
-        if column not in file.schema_arrow.names:
-            raise ValueError(no_column(column, file.schema_arrow.names, str(path)))
-        for batch in file.iter_batches(batch_size=64, columns=[column]):
-            for row in batch.to_pylist():
-                yield text_of(row, column, str(path))
-
-
-READERS = {".txt": read_txt, ".jsonl": read_jsonl, ".csv": read_csv, ".parquet": read_parquet}
-
-
-def text_of(row: dict, column: str, where: str) -> str:
-    """The row's text; empty where the column holds null."""
-    if column not in row:
-        raise ValueError(no_column(column, list(row), where))
-    text = "" if row[column] is None else row[column]
-    if not isinstance(text, str):
-        raise ValueError(f"text.column={column}: {where} holds {type(text).__name__}, not text")
-    return text
-
-
-def no_column(column: str, columns: list, where: str) -> str:
-    columns = [str(name) for name in columns]
-    near = get_close_matches(column, columns, n=3, cutoff=0.4) or columns[:8]
-    return f"text.column={column}: {where} has no such column; it has {', '.join(near)}"
+                line.decode()
+            except UnicodeDecodeError:
+                return f"{path} line {number}"
+    return str(path)

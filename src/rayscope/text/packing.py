@@ -4,22 +4,25 @@ A row is `context` consecutive tokens of the stream `document <|endoftext|> docu
 first index of a row, whatever token stands there.
 """
 
+import errno
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import platformdirs
+from tokenizers import Tokenizer
+from tokenizers.pre_tokenizers import ByteLevel
 
 from rayscope.console import progress, say
+from rayscope.files import sweep, whole_folder
 from rayscope.text.documents import END_OF_TEXT, SPLITS, Document, Source, split_of
 
-LAYOUT = 2  # of the packed folder; a change of what is written raises it and so repacks
+LAYOUT = 3  # of the packed folder; a change of what is written raises it and so repacks
 
 
 @dataclass(frozen=True)
@@ -55,90 +58,172 @@ def cache_folder() -> Path:
 
 
 def pack(source: Source, tokenizer, context: int, cache: str | Path | None = None) -> PackedText:
-    """Packs the source once; what is packed already, from the same content, is mapped again.
+    """Packs the source once; what is packed already, from the same content, is checked and mapped again.
 
-    Raises ValueError where a split comes out without a row.
+    Raises ValueError if a split comes out without a row, or the text changes meanwhile.
     """
-    rules = tokenizer.backend_tokenizer.to_str()  # vocabulary, merges and what precedes them
-    key = json.dumps(
-        [LAYOUT, source.fingerprint(), hashlib.sha256(rules.encode()).hexdigest(), context, source.max_tokens]
-    )
+    limit = source.max_tokens
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+        raise ValueError(f"text.max_tokens={limit}: a whole number, at least 1, or null for all of the text")
+    encoder, documents = Encoder.of(tokenizer), source.fingerprint()
+    key = json.dumps([LAYOUT, documents, hashlib.sha256(encoder.rules.encode()).hexdigest(), context, limit])
     fingerprint = hashlib.sha256(key.encode()).hexdigest()
     folder = Path(cache or cache_folder()).expanduser() / "text" / fingerprint[:16]
-    if not (folder / "text.json").is_file():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".packing-") as temporary:
-            write(source.documents(), tokenizer, context, source.max_tokens, Path(temporary))
-            for path in Path(temporary).iterdir():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-            shutil.rmtree(folder, ignore_errors=True)
-            Path(temporary).rename(folder)
-            Path(temporary).mkdir()  # for TemporaryDirectory to remove
-        say(f"text: packed into {folder}")
-    return read(folder, fingerprint)
+    if (folder / "text.json").exists():
+        try:
+            return read(folder, fingerprint, context)
+        except Damaged as damaged:
+            say(f"text: {folder} is damaged ({damaged}); packing it again")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    sweep(folder.parent, age=60)
+    try:
+        with whole_folder(folder) as temporary:
+            write(source, encoder, context, temporary)
+            if source.fingerprint() != documents:
+                raise ValueError("text: it changed while it was packed; give the same command again")
+            with suppress(Damaged):
+                read(folder, fingerprint, context)
+                raise FileExistsError(errno.EEXIST, "packed by another process meanwhile, which may be reading it")
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+    say(f"text: packed into {folder}")
+    return read(folder, fingerprint, context)
 
 
-def read(folder: Path, fingerprint: str) -> PackedText:
-    shape = json.loads((folder / "text.json").read_text())
+class Damaged(ValueError):
+    """What is in the cache is not what was written there."""
 
-    def rows(split: str) -> Rows:
-        size = (shape["rows"][split], shape["context"])
-        return Rows(
-            np.memmap(folder / f"{split}.tokens", np.dtype(shape["dtype"]), "r", shape=size),
-            np.memmap(folder / f"{split}.documents", np.int32, "r", shape=size),
-            np.fromfile(folder / f"{split}.counts", np.int64),
+
+def read(folder: Path, fingerprint: str, context: int) -> PackedText:
+    """Every byte is compared with what was written (about 1 GB/s, once a process).
+
+    Raises Damaged saying what is not as it was.
+    """
+    try:
+        about = json.loads((folder / "text.json").read_bytes())
+        dtype, vocabulary = np.dtype(about["dtype"]), about["vocabulary"]
+        shapes = {split: (about["rows"][split], context) for split in SPLITS}
+        sizes = {f"{split}.counts": 8 * vocabulary for split in SPLITS}
+        for split, (rows, _) in shapes.items():
+            sizes |= {f"{split}.tokens": rows * context * dtype.itemsize, f"{split}.documents": rows * context * 4}
+        for name, size in sizes.items():
+            with (folder / name).open("rb") as file:
+                there = os.fstat(file.fileno()).st_size
+                if there != size:
+                    raise Damaged(f"{name} has {there} bytes, not {size}")
+                if hashlib.file_digest(file, "sha256").hexdigest() != about["sha256"][name]:
+                    raise Damaged(f"{name} is not what was written")
+        splits = (
+            Rows(
+                np.memmap(folder / f"{split}.tokens", dtype, "r", shape=shape),
+                np.memmap(folder / f"{split}.documents", np.int32, "r", shape=shape),
+                np.fromfile(folder / f"{split}.counts", np.int64),
+            )
+            for split, shape in shapes.items()
         )
+        return PackedText(folder, fingerprint, context, *splits)
+    except Damaged:
+        raise
+    except FileNotFoundError as error:
+        raise Damaged(f"{Path(error.filename).name} is gone") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise Damaged("text.json is not what was written") from None
 
-    return PackedText(folder, fingerprint, shape["context"], *(rows(split) for split in SPLITS))
+
+@dataclass(frozen=True)
+class Encoder:
+    """A tokenizer's vocabulary and rules, without what it was last called with: truncation and padding, which stay in a saved
+    tokenizer.json; without the tokens that it would put around a document; and without dropout, which draws at random.
+
+    rules: all that tokens depend on. Raises ValueError for a tokenizer that has no separator, or would lose characters.
+    """
+
+    tokenizer: Tokenizer
+    rules: str
+    end: int
+    vocabulary: int
+
+    @classmethod
+    def of(cls, tokenizer) -> "Encoder":
+        state = json.loads(tokenizer.backend_tokenizer.to_str())
+        if state["model"].get("dropout"):
+            say(f"tokenizer: its dropout={state['model']['dropout']} draws tokens at random, and is switched off")
+            state["model"]["dropout"] = None
+        state |= dict.fromkeys(("truncation", "padding", "post_processor", "decoder"))
+        rules = {part: state[part] for part in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
+        plain = Tokenizer.from_str(json.dumps(state))
+        ids = plain.get_vocab()
+        end = ids.get(END_OF_TEXT)
+        if end is None:
+            raise ValueError(f"tokenizer has no {END_OF_TEXT}: it is not one of the GPT-2 family")
+        if '"ByteLevel"' in json.dumps([state["normalizer"], state["pre_tokenizer"]]):
+            lost = [byte for byte in ByteLevel.alphabet() if byte not in ids]
+            if lost:
+                raise ValueError(
+                    f"tokenizer: {len(lost)} of 256 bytes have no token, such as {min(lost)!r}; text would be lost"
+                )
+        return cls(plain, json.dumps(rules, sort_keys=True), end, 1 + max(ids.values()))
+
+    def __call__(self, documents: Iterable[Document]) -> Iterator[tuple[str, np.ndarray]]:
+        """(split, tokens with `<|endoftext|>` at the end) of each document. The separator inside a text is only a space, and
+        half of a surrogate pair, which no UTF-8 holds, a question mark."""
+        for group in batches(documents, characters=2_000_000):
+            texts = [text.replace(END_OF_TEXT, " ").encode("utf-8", "replace").decode() for _, text in group]
+            encoded = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            for (name, _), encoding in zip(group, encoded, strict=True):
+                yield split_of(name), np.array([*encoding.ids, self.end])
 
 
-def write(documents: Iterable[Document], tokenizer, context: int, max_tokens: int | None, folder: Path) -> None:
-    dtype = np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
+def write(source: Source, encoder: Encoder, context: int, folder: Path) -> None:
+    dtype = np.dtype(np.uint16 if encoder.vocabulary <= 2**16 else np.uint32)
     names: dict[str, int] = dict.fromkeys(SPLITS, 0)
     written: dict[str, int] = dict.fromkeys(SPLITS, 0)
-    with progress("packing text", max_tokens) as advance:
-        files = {(s, kind): (folder / f"{s}.{kind}").open("wb") for s in SPLITS for kind in ("tokens", "documents")}
-        try:
-            for split, ids in tokenized(documents, tokenizer):
-                files[split, "tokens"].write(ids.astype(dtype).tobytes())
-                files[split, "documents"].write(np.full(len(ids), names[split], np.int32).tobytes())
-                names[split] += 1
-                written[split] += len(ids)
-                advance(len(ids))
-                if max_tokens and sum(written.values()) >= max_tokens:
-                    break
-        finally:
-            for file in files.values():
-                file.close()
-    total = sum(names.values())
-    for split in SPLITS:
-        if written[split] < context:
-            raise ValueError(
-                f"text: {total} documents leave {written[split]} tokens in split {split}, less than one row of {context}; "
-                f"give more or longer documents"
-            )
-        tokens = np.memmap(folder / f"{split}.tokens", dtype, "r", shape=written[split] // context * context)
-        counts = np.zeros(len(tokenizer), np.int64)
-        for start in range(0, len(tokens), 2**24):  # bincount makes 8 bytes of each token
-            counts += np.bincount(tokens[start : start + 2**24], minlength=len(tokenizer))
-        counts.tofile(folder / f"{split}.counts")
+    with progress("packing text", source.max_tokens) as advance, ExitStack() as stack:
+        kinds = ("tokens", "documents")
+        files = {(s, kind): stack.enter_context((folder / f"{s}.{kind}").open("wb")) for s in SPLITS for kind in kinds}
+        full = False
+        for split, ids in encoder(source.documents()):
+            files[split, "tokens"].write(ids.astype(dtype).tobytes())
+            files[split, "documents"].write(np.full(len(ids), names[split], np.int32).tobytes())
+            names[split] += 1
+            written[split] += len(ids)
+            advance(len(ids))
+            full = source.max_tokens is not None and sum(written.values()) >= source.max_tokens
+            if full:
+                break
     rows = {split: written[split] // context for split in SPLITS}
-    shape = {"context": context, "dtype": dtype.name, "rows": rows, "documents": names}
-    (folder / "text.json").write_text(json.dumps(shape, indent=2))
+    if not all(rows.values()):
+        raise ValueError(too_little(source, names, written, context, full))
+    for split in SPLITS:
+        for kind, size in (("tokens", dtype.itemsize), ("documents", 4)):
+            os.truncate(folder / f"{split}.{kind}", rows[split] * context * size)
+        tokens = np.memmap(folder / f"{split}.tokens", dtype, "r")
+        counts = np.zeros(encoder.vocabulary, np.int64)
+        for start in range(0, len(tokens), 2**24):  # bincount makes 8 bytes of each token
+            counts += np.bincount(tokens[start : start + 2**24], minlength=len(counts))
+        counts.tofile(folder / f"{split}.counts")
+    about = {"dtype": dtype.name, "vocabulary": encoder.vocabulary, "rows": rows, "documents": names, "sha256": {}}
+    for path in sorted(folder.iterdir()):
+        with path.open("rb") as file:
+            about["sha256"][path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    (folder / "text.json").write_text(json.dumps(about, indent=2))
 
 
-def tokenized(documents: Iterable[Document], tokenizer) -> Iterator[tuple[str, np.ndarray]]:
-    """(split, tokens with `<|endoftext|>` at the end) of each document. The separator inside a text is only a space, and half
-    of a surrogate pair, which no UTF-8 holds, a question mark."""
-    end = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
-    if end is None or tokenizer.convert_ids_to_tokens(end) != END_OF_TEXT:
-        raise ValueError(f"tokenizer has no {END_OF_TEXT}: it is not one of the GPT-2 family")
-    for group in batches(documents, characters=2_000_000):
-        texts = [text.replace(END_OF_TEXT, " ").encode("utf-8", "replace").decode() for _, text in group]
-        encoded = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        for (name, _), encoding in zip(group, encoded, strict=True):
-            yield split_of(name), np.array([*encoding.ids, end])
+def too_little(source: Source, names: dict[str, int], written: dict[str, int], context: int, full: bool) -> str:
+    """What is missing, and what helps: documents go whole to one split, so longer ones make no split that has none."""
+    split = next(s for s in SPLITS if written[s] < context)
+    if full:
+        remedy = f"raise text.max_tokens={source.max_tokens}"
+    elif not names[split]:
+        remedy = f"give more documents, not longer ones: of ten, about one is for {split} ({source.more})"
+    else:
+        remedy = f"give more or longer documents ({source.more}), or a smaller model.context"
+    shares = ", ".join(f"{s} {names[s]}" for s in SPLITS)
+    return (
+        f"text: {sum(names.values())} documents ({shares}) leave {written[split]} tokens in split {split}, less than one row "
+        f"of {context}; {remedy}"
+    )
 
 
 def batches(documents: Iterable[Document], characters: int) -> Iterator[list[Document]]:
