@@ -124,7 +124,7 @@ def test_the_logger_is_made(tmp_path):
     logger = hydra.utils.instantiate(
         compose("train", ("logger=wandb", "logger.offline=true", f"out={tmp_path}")).logger
     )
-    assert type(logger).__name__ == "WandbLogger"
+    assert type(logger).__name__ == "WandbRun"
     assert not compose("train", ("logger=csv",)).get("logger")
 
 

@@ -238,11 +238,11 @@ def test_histogram_of_densities():
 def test_the_log_forgets_what_comes_after_a_checkpoint_and_a_line_cut_short(tmp_path):
     log = TrainingLog(tmp_path / "training.csv")
     for tokens in (10, 20, 30):
-        log.write(tokens, {"a": tokens / 2})
+        log.write(tokens, {"a": tokens / 2}, {})
     with log.path.open("a") as file:
         file.write("2")
     log.keep(20)
-    assert log.path.read_text() == "tokens,a\n10,5.0\n20,10.0\n"
+    assert log.path.read_text() == "tokens,a\n10,5\n20,10\n"
     log.keep(0)
     assert not log.path.exists()
 

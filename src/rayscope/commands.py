@@ -1,8 +1,6 @@
 """What each command does with its configuration. With cli.py and overrides.py, all that knows hydra."""
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +13,23 @@ from rayscope.runs import MEASURED, records_of
 from rayscope.stopping import Stopped
 
 
-def train(config: DictConfig, folder: Path) -> None:
+def train(config: DictConfig, folder: Path, loggers: Sequence[Any]) -> None:
     from rayscope import pipeline
     from rayscope.sites import resolve
 
     if pipeline.is_trained(folder):
         return
     if config.stage == "kl":
-        return tune(config, folder)
+        return tune(config, folder, loggers)
     if config.stage != "dictionaries":
         raise ValueError(f"stage={config.stage}: dictionaries or kl")
     source = open_source(config, records_of(folder, "train"))
     sites = resolve(config.sites.patterns, source.model)
     check_text(config, source, sites)
     dictionaries = {name: hydra.utils.instantiate(partial) for name, partial in config.dictionaries.items()}
-    with loggers(config) as opened:
-        pipeline.train_dictionaries(
-            source, sites, dictionaries, folder, tokens=config.tokens, loggers=opened, **config.training
-        )
+    pipeline.train_dictionaries(
+        source, sites, dictionaries, folder, tokens=config.tokens, loggers=loggers, **config.training
+    )
 
 
 def check_text(config: DictConfig, source: Any, sites: list) -> None:
@@ -45,7 +42,7 @@ def check_text(config: DictConfig, source: Any, sites: list) -> None:
         source.stream("train", sites, config.baselines.fit_tokens, option="baselines.fit_tokens")
 
 
-def tune(config: DictConfig, folder: Path) -> None:
+def tune(config: DictConfig, folder: Path, loggers: Sequence[Any]) -> None:
     from rayscope import pipeline
     from rayscope.run_settings import differences
 
@@ -56,13 +53,12 @@ def tune(config: DictConfig, folder: Path) -> None:
     if Path(given).resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"stage=kl: finetuning.folder={given} is in out={folder}; give another out=")
     common = {k: v for k, v in config.training.items() if k not in ("snapshots", "snapshot_names")}
-    with loggers(config) as opened:
-        options |= {"loggers": opened, "said": differences(Path(given), config)}
-        source = open_source(config, records_of(folder, "train"), reads=Path(given))
-        pipeline.finetune_dictionaries(source, Path(given), folder, **options, **common)
+    options["said"] = differences(Path(given), config)
+    source = open_source(config, records_of(folder, "train"), reads=Path(given))
+    pipeline.finetune_dictionaries(source, Path(given), folder, loggers=loggers, **options, **common)
 
 
-def evaluate(config: DictConfig, folder: Path, compared: Any = None) -> None:
+def evaluate(config: DictConfig, folder: Path, loggers: Sequence[Any], compared: Any = None) -> None:
     import pandas as pd
 
     from rayscope import pipeline
@@ -70,9 +66,10 @@ def evaluate(config: DictConfig, folder: Path, compared: Any = None) -> None:
 
     if not all((folder / name).is_file() for name in MEASURED["evaluate"]):
         compared = compared or open_comparison(config, records_of(folder, "evaluate"))
-        table = pipeline.evaluate_dictionaries(compared, folder, **config.evaluation)
-        log_evaluation(config, table)
-    print_summary(pd.read_csv(folder / "evaluation.csv"), stdout())
+        pipeline.evaluate_dictionaries(compared, folder, **config.evaluation)
+    table = pd.read_csv(folder / "evaluation.csv")
+    log_evaluation(loggers, table)
+    print_summary(table, stdout())
 
 
 def features(config: DictConfig, folder: Path, compared: Any = None) -> None:
@@ -136,19 +133,40 @@ def benchmark(config: DictConfig, folder: Path) -> None:
     say(f"benchmark: {path}")
 
 
-def demo(config: DictConfig, folder: Path) -> None:
-    train(config, folder)
+def demo(config: DictConfig, folder: Path, loggers: Sequence[Any]) -> None:
+    train(config, folder, loggers)
     tables = [folder / name for command in ("features", "evaluate") for name in MEASURED[command]]
     compared = None if all(path.is_file() for path in tables) else open_comparison(config, records_of(folder, "demo"))
     features(config, folder, compared)
-    evaluate(config, folder, compared)
+    evaluate(config, folder, loggers, compared)
     report(config, folder)
 
 
+def logged(command: Callable[..., None]) -> Callable[[DictConfig, Path], None]:
+    """The command with one W&B run, if one is asked for: begun before any work, ended as finished or as failed."""
+
+    def perform(config: DictConfig, folder: Path) -> None:
+        if not config.get("logger"):
+            return command(config, folder, [])
+        records = records_of(folder, command.__name__)
+        whole, environment = records.read()
+        whole["versions"] = environment["versions"]
+        run = hydra.utils.instantiate(config.logger)
+        run.begin(folder, {command.__name__: whole} if records.prefix else whole)  # of one that adds to a run, apart
+        try:
+            command(config, folder, [run])
+        except BaseException:
+            run.finish(failed=True)
+            raise
+        run.finish(failed=False)
+
+    return perform
+
+
 COMMANDS: dict[str, Callable[[DictConfig, Any], None]] = {
-    "demo": demo,
-    "train": train,
-    "evaluate": evaluate,
+    "demo": logged(demo),
+    "train": logged(train),
+    "evaluate": logged(evaluate),
     "features": features,
     "study": study,
     "report": report,
@@ -201,27 +219,13 @@ def open_comparison(config: DictConfig, records: Records):
     return compare(source, learned, listed, **options)
 
 
-@contextmanager
-def loggers(config: DictConfig) -> Iterator[list]:
-    if not config.get("logger"):
-        yield []
-        return
-    try:
-        yield [hydra.utils.instantiate(config.logger)]
-    finally:
-        if wandb := sys.modules.get("wandb"):
-            wandb.finish()  # each job of a multirun is a run of its own
-
-
-def log_evaluation(config: DictConfig, table) -> None:
-    """eval/{metric}/{hook}/{dictionary} to the logger, position 0 left out, at the tokens trained on."""
-    from rayscope.training_log import log
-
+def log_evaluation(loggers: Sequence[Any], table) -> None:
+    """eval/{metric}/{hook}/{dictionary} to W&B, position 0 left out, at the tokens trained on."""
     rows = table[(table["position0"] == "excluded") & table["value"].notna()]
     names = "eval/" + rows["metric"] + "/" + rows["site"] + "/" + rows["dictionary"]
     tokens = rows["trained_tokens"].dropna().max() if rows["trained_tokens"].notna().any() else 0
-    with loggers(config) as opened:
-        log(opened, int(tokens), dict(zip(names, rows["value"], strict=True)), {})
+    for logger in loggers:
+        logger.write_evaluation(int(tokens), dict(zip(names, rows["value"], strict=True)))
 
 
 def stdout():

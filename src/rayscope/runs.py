@@ -184,11 +184,19 @@ def made(folder: Path, command: str) -> list[str]:
         if command in later or set(OUTPUTS[command]) <= set(OUTPUTS.get(maker or "", ())):
             found += OUTPUTS[command]
     elif maker:
-        found += [*main.names, *OUTPUTS.get(maker, ()), PAGE]
+        found += [*main.names, *OUTPUTS.get(maker, ()), PAGE, *of_wandb(folder)]
         for name in later:
             found += [*records_of(folder, name).names, *OUTPUTS[name]]
     there = [name for name in dict.fromkeys(found) if os.path.lexists(folder / name)]
     return [name for name in there if name != PAGE or is_page(folder / PAGE)]
+
+
+def of_wandb(folder: Path) -> list[str]:
+    """The folders in `wandb` of the run's own W&B run."""
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        name = json.loads((folder / "wandb.json").read_text(encoding="utf-8"))["id"]
+        return [f"wandb/{path.name}" for path in sorted(folder.glob("wandb/*run-*")) if path.name.endswith(f"-{name}")]
+    return []
 
 
 def refuse_if_taken(command: str, records: Records, names: Sequence[str], overwrite: bool) -> None:

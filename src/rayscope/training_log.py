@@ -1,4 +1,4 @@
-"""The training log: training.csv in the run's folder always, other loggers beside it. The x axis is tokens."""
+"""The training log: training.csv in the run's folder always, W&B alongside if asked. The x axis is tokens."""
 
 import csv
 import json
@@ -8,36 +8,51 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from rayscope.files import whole_file
 
+Counts = Mapping[str, np.ndarray | None]
 EDGES = np.arange(-6, 0.5, 0.5)  # of log10 density
 
 
-class TrainingLog(Logger):
-    """A row of training.csv each time something is logged; density histograms as counts between 1e-6, 10^-5.5, ... 1."""
-
-    def __init__(self, path: Path):
-        super().__init__()
-        self.path = path
+class Log(Logger):
+    """What `log` writes to. Of lightning's own interface nothing is used: it logs what we do not ask for."""
 
     @property
     def name(self) -> str:
-        return "csv"
+        return type(self).__name__
 
     @property
     def version(self) -> int:
         return 0
 
     def log_hyperparams(self, *args, **kwargs) -> None:
-        """The run's configuration is saved beside the log."""
+        """The run's configuration is saved with the run."""
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Lightning's own metrics are not among what `log` writes."""
 
-    def write(self, tokens: int, row: dict[str, Any]) -> None:
+    def write(self, tokens: int, scalars: dict[str, float], counts: Counts) -> None:
+        """A row; counts: of log10 density between EDGES, None for a dictionary that has none."""
+        raise NotImplementedError
+
+
+class TrainingLog(Log):
+    """A row of training.csv each time something is logged; density histograms as counts between 1e-6, 10^-5.5, ... 1.
+
+    What is not finite, and counts that are None, are blank.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path = path
+
+    def write(self, tokens: int, scalars: dict[str, float], counts: Counts) -> None:
+        rounded = {name: f"{value:.6g}" if math.isfinite(value) else "" for name, value in scalars.items()}
+        drawn = {name: "" if count is None else json.dumps(count.tolist()) for name, count in counts.items()}
+        row = {**rounded, **drawn}
         new, columns = not self.path.is_file(), ["tokens", *row]
         with self.path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
@@ -93,19 +108,7 @@ def histogram(density_L: Tensor) -> np.ndarray:
     return np.histogram(exponents, np.append(EDGES[:-1], 0.0 + 1e-9))[0]
 
 
-def log(loggers: Sequence[Any], tokens: int, scalars: dict[str, float], densities: Mapping[str, Tensor | None]) -> None:
-    """What is not finite, and densities that are None, are blank in training.csv."""
+def log(loggers: Sequence[Log], tokens: int, scalars: dict[str, float], densities: Mapping[str, Tensor | None]) -> None:
     counts = {name: None if density is None else histogram(density) for name, density in densities.items()}
     for logger in loggers:
-        if isinstance(logger, TrainingLog):
-            rounded = {name: f"{value:.6g}" if math.isfinite(value) else "" for name, value in scalars.items()}
-            written = {name: "" if c is None else json.dumps(c.tolist()) for name, c in counts.items()}
-            logger.write(tokens, {**rounded, **written})
-        elif isinstance(logger, WandbLogger):
-            import wandb
-
-            charts = {name: wandb.Histogram(np_histogram=(c, EDGES)) for name, c in counts.items() if c is not None}
-            logger.experiment.define_metric("*", step_metric="tokens")
-            logger.experiment.log({"tokens": tokens, **scalars, **charts})
-        else:
-            logger.log_metrics({"tokens": tokens, **scalars}, step=tokens)
+        logger.write(tokens, scalars, counts)
