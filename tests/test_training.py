@@ -266,7 +266,7 @@ def test_a_log_that_a_kill_cut_is_mended(tmp_path, content, kept):
     log.path.write_bytes(content)
     log.keep(30)
     assert (log.path.read_text() if log.path.exists() else None) == kept
-    log.write(40, {"a": 1})
+    log.write(40, {"a": 1}, {})
     assert log.path.read_text() == (kept or "tokens,a\n") + "40,1\n"
 
 
