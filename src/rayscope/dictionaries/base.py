@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -83,6 +82,9 @@ class Dictionary(nn.Module):
 
     def __init__(self, width: int, latents: int, k: int):
         super().__init__()
+        for name, value in (("width", width), ("latents", latents), ("k", k)):
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise ValueError(f"{name}={value!r} must be a whole number")
         if width < 1 or latents < 1:
             raise ValueError(f"width={width} and latents={latents} must be at least 1")
         if k < 1:
@@ -192,48 +194,3 @@ class Dictionary(nn.Module):
             (temporary / "weights.safetensors").write_bytes(weights)
             (temporary / "config.json").write_text(text, encoding="utf-8")
         return folder
-
-
-def load(folder: str | Path) -> Dictionary:
-    """The dictionary that `save` wrote there, in evaluation mode, with its `provenance`.
-
-    Raises ValueError for a folder that is no dictionary, of a newer format, or whose weights do not match their hash.
-    """
-    folder = Path(folder)
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        weights = (folder / "weights.safetensors").read_bytes()
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{folder} is not a saved dictionary ({error})") from None
-    if config.get("format") != FORMAT or config.get("kind") not in KINDS:
-        known = ", ".join(sorted(KINDS))
-        raise ValueError(
-            f"{folder}: format {config.get('format')} of kind {config.get('kind')!r}; "
-            f"this version reads format {FORMAT} of {known}"
-        )
-    if hashlib.sha256(weights).hexdigest() != config["sha256"]:
-        raise ValueError(f"{folder}: weights.safetensors is not the file that config.json was written for")
-    dictionary = KINDS[config["kind"]](**config["arguments"])
-    dictionary.load_weights(load_tensors(weights))
-    dictionary.provenance = config["provenance"]
-    return dictionary.eval()
-
-
-def find(folder: str | Path) -> dict[str, Path]:
-    """{path below the folder: folder} of every saved dictionary in a tree, hidden folders left out; it may be one itself."""
-    folder = Path(folder)
-    complete = [path.parent for path in folder.rglob("config.json") if (path.parent / "weights.safetensors").is_file()]
-    found = sorted(p for p in complete if not any(part.startswith(".") for part in p.relative_to(folder).parts))
-    if not found:
-        raise ValueError(
-            f"dictionaries.folder={folder}: no saved dictionary (config.json beside weights.safetensors) there"
-        )
-    return {str(path.relative_to(folder)): path for path in found}
-
-
-def fingerprint(folder: str | Path) -> str:
-    """sha256 of every saved dictionary of a tree: of the names and config.json's, which hold the sha256 of the weights."""
-    digest = hashlib.sha256()
-    for name, place in find(folder).items():
-        digest.update(f"{name}\0".encode() + hashlib.sha256((place / "config.json").read_bytes()).digest())
-    return digest.hexdigest()
