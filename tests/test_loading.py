@@ -43,6 +43,14 @@ def refused(folder: Path) -> str:
     return str(raised.value)
 
 
+def loaded_unless_refused(folder: Path) -> Dictionary | None:
+    try:
+        return load(folder)
+    except ValueError:
+        refused(folder)
+        return None
+
+
 def rewrite(folder: Path, tensors: dict[str, torch.Tensor], **changed) -> Path:
     """The folder with these tensors, and a config.json that agrees with their hash."""
     weights = save_tensors(tensors)
@@ -91,11 +99,8 @@ def test_a_config_with_any_argument(saved, scratch, name, value):
     config = json.loads((saved / "config.json").read_text())
     config["arguments"][name] = value
     (scratch / "config.json").write_text(json.dumps(config))
-    try:
-        dictionary = load(scratch)
-    except ValueError as error:
-        assert str(error).startswith(str(scratch))
-    else:
+    dictionary = loaded_unless_refused(scratch)
+    if dictionary is not None:
         assert name in ("k", "seed", "auxk", "decoder")
         assert dictionary.encode(torch.ones(1, 8)).shape == (1, 16)
     (scratch / "config.json").write_text((saved / "config.json").read_text())
@@ -121,10 +126,8 @@ def test_one_bit_of_a_weights_file_whose_hash_was_made_to_agree(saved, scratch, 
     (scratch / "weights.safetensors").write_bytes(changed)
     config = json.loads((saved / "config.json").read_text()) | {"sha256": hashlib.sha256(changed).hexdigest()}
     (scratch / "config.json").write_text(json.dumps(config))
-    try:  # another number is a number
-        assert all(tensor.isfinite().all() for tensor in load(scratch).state_dict().values())
-    except ValueError as error:
-        assert str(error).startswith(str(scratch))
+    dictionary = loaded_unless_refused(scratch)  # another number is a number
+    assert dictionary is None or all(tensor.isfinite().all() for tensor in dictionary.state_dict().values())
     (scratch / "weights.safetensors").write_bytes(whole)
     (scratch / "config.json").write_text((saved / "config.json").read_text())
 

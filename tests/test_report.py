@@ -14,8 +14,8 @@ import pytest
 from rich.console import Console
 
 from rayscope.drawing import label
+from rayscope.escapes import visible
 from rayscope.report import build, print_summary, verdicts
-from rayscope.report.escapes import visible
 from rayscope.report.figures import bits_figure, styles, token_figure
 from rayscope.report.metrics import METRICS
 from rayscope.report.tables import at_k, headline_k, role, rows

@@ -7,7 +7,8 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from rayscope.console import say
+from rayscope.console import say, stdout
+from rayscope.escapes import visible
 from rayscope.records import Records, same_inputs
 from rayscope.runs import MEASURED, records_of
 from rayscope.stopping import Stopped
@@ -106,13 +107,13 @@ def study(config: DictConfig, folder: Path) -> None:
         size=config.size,
     )
     for line in verdict_lines(verdict):
-        stdout().print(line, markup=False, soft_wrap=True)
+        stdout().print(visible(line), soft_wrap=True)
 
 
 def report(config: DictConfig, folder: Path) -> None:
     from rayscope.report import build
 
-    stdout().print(f"report: {build(folder, config.studies)}", markup=False, soft_wrap=True)
+    stdout().print(visible(f"report: {build(folder, config.studies)}"), soft_wrap=True)
 
 
 def sites(config: DictConfig, folder: Path | None) -> None:
@@ -207,8 +208,8 @@ def open_source(config: DictConfig, records: Records, reads: Path | None = None)
 def open_comparison(config: DictConfig, records: Records):
     """The saved dictionaries, and the baselines at their bits."""
     from rayscope.comparison import Baseline, compare
-    from rayscope.pipeline import load_dictionaries
     from rayscope.run_settings import dictionaries_folder, differences, say_otherwise_trained
+    from rayscope.saved import load_dictionaries
 
     place = dictionaries_folder("evaluate", config)
     source = open_source(config, records, reads=None if records.prefix == "" else place)
@@ -226,9 +227,3 @@ def log_evaluation(loggers: Sequence[Any], table) -> None:
     tokens = rows["trained_tokens"].dropna().max() if rows["trained_tokens"].notna().any() else 0
     for logger in loggers:
         logger.write_evaluation(int(tokens), dict(zip(names, rows["value"], strict=True)))
-
-
-def stdout():
-    from rich.console import Console
-
-    return Console(highlight=False)

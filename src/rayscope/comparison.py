@@ -92,6 +92,8 @@ def compare(
     both = {}
     for site, named in learned.items():
         found = baselines_at_equal_bits(fitted[site.key], baselines, named, headline_k, fit_tokens)
+        if same := sorted(found.keys() & named.keys()):
+            raise ValueError(f"{same[0]} at {site.hook} is a baseline's name too; rename the dictionary's folder")
         both[site] = {name: d.to(device) for name, d in found.items()} | named
     return Comparison(source, learned, both, fitted, headline_k)
 

@@ -1,10 +1,11 @@
 """CommandError: what a user can mend, in one line; and which exceptions from below a command are that."""
 
 import errno
-import unicodedata
 
 from hydra.errors import HydraException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from rayscope.escapes import one_line
 
 OUT_OF_MEMORY = (  # what torch says in a plain RuntimeError
     "DefaultCPUAllocator",
@@ -19,14 +20,6 @@ class CommandError(Exception):
 
     def __init__(self, message: str):
         super().__init__(one_line(message))
-
-
-def one_line(text: str) -> str:
-    """The text with each stretch of white space as one space, and without what acts on a terminal."""
-    kept = "".join(
-        c if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp") or c.isspace() else "?" for c in text
-    )
-    return " ".join(kept.split())
 
 
 def explain(error: BaseException, out: object = None) -> CommandError | None:

@@ -31,6 +31,7 @@ METRICS = [
     "fvu", "dce", "kl", "loss_recovered_zero", "loss_recovered_mean", "l2_ratio", "l0", "density", "dead", "bits",
     "bits_entropy",
 ]  # fmt: skip
+REFERENCES = ("identity", "mean", "position0")  # rows that a table needs to be read: see `codecs`
 SPLICED = ("dce", "kl", "loss_recovered_zero", "loss_recovered_mean")  # on the first splice_tokens alone
 WHOLE = ("k", "latents", "trained_tokens", "seed")  # whole numbers that may be blank
 LOGITS = 2**26  # elements of [R, C, V] that one pass may hold
@@ -220,12 +221,13 @@ def put(x_RCD: Tensor, coded_N: Tensor, x_hat_ND: Tensor) -> Tensor:
 
 
 def codecs(means: Means) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-    """The rows that a table needs to be read: what costs nothing, what knows nothing, what knows only position 0."""
+    """Reference codecs: identity (perfect), the mean (no information), the mean at position 0 and elsewhere."""
 
     def position0(x_ND: Tensor, first_N: Tensor) -> Tensor:
         return torch.where(first_N.to(x_ND.device)[:, None], means.first_D, means.rest_D)
 
-    return {"identity": lambda x, _: x, "mean": lambda x, _: means.rest_D.expand_as(x), "position0": position0}
+    known = (lambda x, _: x, lambda x, _: means.rest_D.expand_as(x), position0)
+    return dict(zip(REFERENCES, known, strict=True))
 
 
 def both(clean: Clean, site: Site, x_hat_RCD: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:

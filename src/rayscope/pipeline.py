@@ -4,6 +4,7 @@ import inspect
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,16 @@ from rayscope.checkpoint import BEFORE, CHECKPOINT, remove_checkpoints
 from rayscope.comparison import Comparison, headline_budget, position_means
 from rayscope.console import say
 from rayscope.contexts import top_contexts
-from rayscope.dictionaries import Dictionary, Learned, find, load
+from rayscope.dictionaries import Dictionary, Learned, load
 from rayscope.divergence import Divergence
 from rayscope.evaluation import Measurement, measure
 from rayscope.features import Tokens, appearance, choose_tokens, token_features, with_appearance
 from rayscope.files import write_whole
 from rayscope.finetuning import LastRows, finetune
 from rayscope.meter import bits_per_token
-from rayscope.model import LanguageModel
 from rayscope.run_settings import say_otherwise_trained
-from rayscope.sites import Site, resolve
+from rayscope.saved import load_dictionaries
+from rayscope.sites import Site
 from rayscope.source import Source
 from rayscope.text import SPLITS
 from rayscope.trained import TRAINED, check
@@ -193,30 +194,6 @@ def finetune_dictionaries(
     save_trained(learned, diverged, folder, provenance, tokens=tuned, what="fine-tuned")
 
 
-def load_dictionaries(folder: Path, model: LanguageModel) -> dict[Site, dict[str, Dictionary]]:
-    """The saved dictionaries of a folder by site. One name at one site each; of this very model, where they say which.
-
-    Raises ValueError for a dictionary of another model or width, and for one that does not say its site.
-    """
-    loaded: dict[Site, dict[str, Dictionary]] = {}
-    for path, place in find(folder).items():
-        dictionary = load(place).to(model.device)
-        hook = dictionary.provenance.get("site")
-        if not hook:
-            raise ValueError(f"{place}: the dictionary does not say its site; save it with provenance={{'site': ...}}")
-        (site,) = resolve(hook, model)
-        if dictionary.width != site.width:
-            raise ValueError(f"{place}: width {dictionary.width}, but {hook} of {model.name} has {site.width}")
-        trained_on = dictionary.provenance.get("model", {})
-        if trained_on.get("sha256", model.fingerprint) != model.fingerprint:
-            raise ValueError(
-                f"{place}: trained on model {trained_on.get('name')} with other weights than {model.name}; give that model"
-            )
-        parts = [part for part in Path(path).parts if part != site.key]
-        loaded.setdefault(site, {})["/".join(parts) or place.name] = dictionary
-    return loaded
-
-
 def measure_compared(compared: Comparison, *, validation_tokens: int, **options: Any) -> Measurement:
     source = compared.source
     validation = source.windows("validation", list(compared.all), validation_tokens)
@@ -246,19 +223,7 @@ def measure_features(
 ) -> pd.DataFrame:
     """Writes token_features.csv and contexts.json, from the snapshots too where the folder has some."""
     source, dictionaries, both, headline_k = compared.source, compared.learned, compared.all, compared.headline_k
-    budgets = {site: headline_budget(named.values(), headline_k) for site, named in both.items()}
-    both = {
-        site: {
-            name: d
-            for name, d in named.items()
-            if (name in names if names is not None else abs(bits_per_token(d) / budgets[site] - 1) <= 0.12)
-        }
-        for site, named in both.items()
-    }
-    if not any(both.values()):
-        raise ValueError(
-            f"features.names={names}: no such dictionary; there are {', '.join(sorted(next(iter(dictionaries.values()))))}"
-        )
+    both = named_or_headline(both, [names] if isinstance(names, str) else names, headline_k)
     sites = list(both)
     splits, chosen = frequent_tokens(
         source, sites, tokens=tokens, most_frequent=most_frequent, spaced=spaced, min_count=min_count
@@ -305,6 +270,26 @@ def frequent_tokens(
         exclude=source.model.special_ids,
     )
     return splits, chosen
+
+
+def named_or_headline(
+    dictionaries: dict[Site, dict[str, Dictionary]], names: Sequence[str] | None, headline_k: int
+) -> dict[Site, dict[str, Dictionary]]:
+    """Of each site those named, or, without names, those within 12% of the headline's bits. Raises ValueError for a name at no site."""
+    if names is None:
+        budgets = {site: headline_budget(named.values(), headline_k) for site, named in dictionaries.items()}
+        return {
+            site: {name: d for name, d in named.items() if abs(bits_per_token(d) / budgets[site] - 1) <= 0.12}
+            for site, named in dictionaries.items()
+        }
+    there = sorted({name for named in dictionaries.values() for name in named})
+    unknown = [name for name in names if name not in there]
+    if unknown or not names:
+        near = get_close_matches(str(*unknown[:1]), there, n=3) or there
+        raise ValueError(
+            f"features.names={','.join(map(str, names))}: no {', '.join(map(str, unknown)) or 'name'}; nearest: {', '.join(near)}"
+        )
+    return {site: {name: d for name, d in named.items() if name in names} for site, named in dictionaries.items()}
 
 
 def tokens_of(stream: ActivationStream) -> np.ndarray:

@@ -12,9 +12,9 @@ import pandas as pd
 from markupsafe import Markup
 from omegaconf import OmegaConf
 
+from rayscope.escapes import visible
 from rayscope.files import write_whole
 from rayscope.report import figures
-from rayscope.report.escapes import visible
 from rayscope.report.inputs import FILES, read
 from rayscope.report.latents import contexts
 from rayscope.report.metrics import METRICS

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from rayscope.report.escapes import ascii_repr
+from rayscope.escapes import ascii_repr
 
 BEFORE, AFTER, SHOWN = 24, 12, 8  # tokens shown around the focus, contexts shown for a latent
 

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rayscope.escapes import visible
 from rayscope.report.metrics import METRICS
 from rayscope.report.tables import ROLES, at_k, headline_k, rows, seeds_said, values_said
 from rayscope.report.verdicts import BASELINES, answer, sentence, verdicts
@@ -18,7 +19,7 @@ def summary_table(evaluation: pd.DataFrame, site: str, k: float | None = None, p
     table = table[(table["site"] == site) & (table["position0"] == position0)]
     table = at_k(table, headline_k(table) if k is None else k)
     shown = Table(
-        title=Text(f"{site}, position 0 {position0}"),
+        title=Text(visible(f"{site}, position 0 {position0}")),
         title_justify="left",
         box=None,
         padding=(0, 1, 0, 0),
@@ -32,7 +33,7 @@ def summary_table(evaluation: pd.DataFrame, site: str, k: float | None = None, p
         if row["role"] != previous:
             shown.add_row(Text(ROLES[row["role"]], style="italic dim"))
         cells = [
-            Text(f"  {row['dictionary']}"),
+            Text(f"  {visible(row['dictionary'])}"),
             "" if math.isnan(row["k"]) else f"{row['k']:.0f}",
             METRICS["bits"].show(row["bits"]),
         ]
@@ -53,7 +54,7 @@ def print_summary(evaluation: pd.DataFrame, console: Console, k: float | None = 
         console.print(summary_table(evaluation, site, headline))
         console.print(Text(f"Do rays beat {' and '.join(BASELINES)} here? {answer(here)}", style="bold"))
         for row in here:
-            console.print(Text(f"  {sentence(row)}"), soft_wrap=True)
+            console.print(Text(f"  {visible(sentence(row))}"), soft_wrap=True)
         console.print()
     words = (
         "FVU: share of variance unexplained. dCE: rise of the loss, nats/token. Lower is better. bits: a token's code."
