@@ -395,7 +395,7 @@ def test_evaluate_a_dictionary_saved_by_hand(source, tmp_path, wrong):
     assert "mine: width 32, but blocks.1.mlp.hook_post of " in (said := wrong(*command, f"out={tmp_path / 'new'}"))
     assert said.endswith("has 128")
     dictionary.save(tmp_path / "mine")
-    assert "does not say its site" in wrong(*command, f"out={tmp_path / 'new'}")
+    assert "does not say the site" in wrong(*command, f"out={tmp_path / 'new'}")
     dictionary.save(tmp_path / "mine", provenance={"site": HOOKS[0], "model": {"name": "x", "sha256": "0" * 64}})
     assert "trained on model x with other weights" in wrong(*command, f"out={tmp_path / 'new'}")
     shutil.rmtree(tmp_path / "mine")

@@ -223,7 +223,7 @@ def measure_features(
 ) -> pd.DataFrame:
     """Writes token_features.csv and contexts.json, from the snapshots too where the folder has some."""
     source, dictionaries, both, headline_k = compared.source, compared.learned, compared.all, compared.headline_k
-    both = named_or_headline(both, [names] if isinstance(names, str) else names, headline_k)
+    both = named_or_headline(both, names, headline_k)
     sites = list(both)
     splits, chosen = frequent_tokens(
         source, sites, tokens=tokens, most_frequent=most_frequent, spaced=spaced, min_count=min_count
@@ -282,6 +282,7 @@ def named_or_headline(
             site: {name: d for name, d in named.items() if abs(bits_per_token(d) / budgets[site] - 1) <= 0.12}
             for site, named in dictionaries.items()
         }
+    names = [names] if isinstance(names, str) else names
     there = sorted({name for named in dictionaries.values() for name in named})
     unknown = [name for name in names if name not in there]
     if unknown or not names:
