@@ -2,10 +2,12 @@
 
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -19,7 +21,7 @@ from rayscope.errors import CommandError, explain
 from rayscope.memory import keep_freed_memory
 from rayscope.overrides import check
 from rayscope.run_settings import with_run_settings
-from rayscope.runs import OUTPUTS, Finished, occupied, out_folder, run
+from rayscope.runs import OUTPUTS, Finished, occupied, out_folder, resumes, run
 from rayscope.stopping import Stopped, stopping
 
 CONF = "pkg://rayscope.conf"
@@ -47,10 +49,16 @@ def perform(command: str, argv: list[str], config: DictConfig) -> None:
     except Finished as finished:
         say(str(finished))
     except Exception as error:
-        known = explain(error, config.get("out"))
+        known = explain(error, places(config), resumes(command, config.get("out")))
         if known is None:
             raise
         raise known from None
+
+
+def places(config: DictConfig) -> dict[str, Path]:
+    """The folders that a command writes in, by what the user calls them."""
+    found = {"out": config.get("out"), "cache": config.get("cache"), "RAYSCOPE_CACHE": os.environ.get("RAYSCOPE_CACHE")}
+    return {name: Path(str(path)) for name, path in found.items() if path} | {"TMPDIR": Path(tempfile.gettempdir())}
 
 
 def check_size(sizes: DictConfig, size: object) -> None:

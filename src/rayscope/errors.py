@@ -1,10 +1,12 @@
 """CommandError: what a user can mend, in one line; and which exceptions from below a command are that."""
 
-import errno
+from collections.abc import Mapping
+from pathlib import Path
 
 from hydra.errors import HydraException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from rayscope.disks import in_words
 from rayscope.escapes import one_line
 
 OUT_OF_MEMORY = (  # what torch says in a plain RuntimeError
@@ -22,15 +24,17 @@ class CommandError(Exception):
         super().__init__(one_line(message))
 
 
-def explain(error: BaseException, out: object = None) -> CommandError | None:
+def explain(
+    error: BaseException, places: Mapping[str, Path] | None = None, resumes: bool = False
+) -> CommandError | None:
     """The one line for an error that the user can mend; None for any other, which is a bug.
 
-    out: the run's folder, on whose disk a write failed if the error names no file.
+    places, resumes: see `disks.in_words`.
     """
     if isinstance(error, CommandError):
         return error
     of_hydra = isinstance(error, HydraException | OmegaConfBaseException)
-    if of_hydra and error.__cause__ and (known := explain(error.__cause__, out)):
+    if of_hydra and error.__cause__ and (known := explain(error.__cause__, places, resumes)):
         return known  # what hydra called says it better than hydra
     if isinstance(error, MissingMandatoryValue):
         return CommandError(f"{error.full_key} is not set; give {error.full_key}=...")
@@ -39,11 +43,11 @@ def explain(error: BaseException, out: object = None) -> CommandError | None:
             "out of memory; lower stream.batch_size, stream.round_tokens or latents, train fewer dictionaries or "
             f"sites at once, or give another device= ({str(error) or type(error).__name__:.120})"
         )
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return CommandError(f"no space left on the disk of {error.filename or out}; free some, the run resumes")
     if of_hydra:
         return CommandError(str(error).strip().split("\n")[0])
-    if isinstance(error, OSError | ValueError):
+    if isinstance(error, OSError):
+        return CommandError(in_words(error, places or {}, resumes) or type(error).__name__)
+    if isinstance(error, ValueError):
         return CommandError(str(error) or type(error).__name__)
     return None
 

@@ -223,6 +223,15 @@ def begun(folder: Path, command: str) -> bool:
     return any(os.path.lexists(folder / name) for name in OUTPUTS.get(command, ()))
 
 
+def resumes(command: str, out: object) -> bool:
+    """Would the command, which failed, go on where it was?"""
+    if command not in OUTPUTS or command in MEASURED or not isinstance(out, str):
+        return False
+    return any(
+        any(Path(out).glob(f"{place}{name}")) for place in ("", "arms/*/") for name in (CHECKPOINT, BEFORE, TRAINED)
+    )
+
+
 def records_of(folder: Path, command: str) -> Records:
     return Records(folder, f"{command}." if command in MEASURED else "")
 
