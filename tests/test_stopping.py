@@ -76,14 +76,14 @@ def test_other_threads_change_nothing():
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_command_stopped_while_it_packs_leaves_nothing(tiny_gpt2, text_file, tmp_path, monkeypatch, capsys, number):
-    inner = packing.tokenized
+    inner = packing.batches
 
-    def tokenized(*args):
-        for found in inner(*args):
+    def batches(*args, **kwargs):
+        for found in inner(*args, **kwargs):
             yield found
             send(number)
 
-    monkeypatch.setattr(packing, "tokenized", tokenized)
+    monkeypatch.setattr(packing, "batches", batches)
     given = ["model=gpt2", f"model.name={tiny_gpt2}", "model.context=null", "text=files", f"text.files={text_file}"]
     with pytest.raises(SystemExit) as stopped:
         main(["train", *given, f"cache={tmp_path / 'cache'}", f"out={tmp_path / 'run'}"])

@@ -123,8 +123,8 @@ def finetune(
             if done == steps or (log_every and done % log_every == 0):
                 tuner.check_weights()
                 log([training_log, *loggers], done * size, tuner.scalars(), {})
-            stop, due = asked.number, checkpoint_steps and done % checkpoint_steps == 0
-            if done == steps or due or time.monotonic() - saved > checkpoint_seconds or stop is not None:
+            stop, due = asked.number, done == steps or (checkpoint_steps and done % checkpoint_steps == 0)
+            if due or time.monotonic() - saved > checkpoint_seconds or stop is not None:
                 checkpoint.save(tuner.state_dict())
                 saved = time.monotonic()
             if stop is not None:

@@ -17,7 +17,7 @@ from rayscope.memory import keep_freed_memory
 from rayscope.sites import resolve
 from rayscope.training import DictionaryTrainer, train
 
-NEVER = 10**9  # seconds
+NEVER = float("inf")  # seconds
 
 
 class Raced(ActivationStream):
