@@ -4,9 +4,7 @@ import json
 import os
 import signal
 import socket
-import struct
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import wandb
 import yaml
 
 from rayscope.cli import main
+from rayscope.wandb_file import records
 from rayscope.wandb_run import WandbRun
 
 HOOKS = ("blocks.1.hook_resid_post", "blocks.1.mlp.hook_post")
@@ -49,25 +48,6 @@ def alone(tmp_path, monkeypatch):
     assert list((tmp_path / "here").iterdir()) == []
 
 
-def records(data: bytes, block: int = 2**15) -> Iterator[bytes]:
-    """The records of a LevelDB log: in blocks of 32 kB, pieces of (crc, length, type), a type above 2 going on with one.
-
-    The first seven bytes are W&B's own; less than seven at a block's end are padding.
-    """
-    assert data[:4] == b":W&B"
-    place, record = 7, b""
-    while place + 7 <= len(data):
-        if block - place % block < 7:
-            place += block - place % block
-            continue
-        _, length, kind = struct.unpack_from("<IHB", data, place)
-        piece = data[place + 7 : place + 7 + length]
-        place += 7 + length
-        record = record + piece if kind > 2 else piece
-        if kind in (1, 4):
-            yield record
-
-
 @dataclass
 class Offline:
     """What an offline run's file holds."""
@@ -85,7 +65,7 @@ class Offline:
         from wandb.proto import wandb_internal_pb2
 
         found = cls()
-        for data in records(path.read_bytes()):
+        for data, _ in records(path.read_bytes()):
             record = wandb_internal_pb2.Record()
             record.ParseFromString(data)
             kind = record.WhichOneof("record_type")
@@ -128,10 +108,6 @@ def train(common: list[str], *more: str) -> None:
     main(["train", *common, *options, "training.log_every=5", "training.checkpoint_steps=8", *more])
 
 
-def numbers(row: dict) -> dict:
-    return {name: value for name, value in row.items() if name not in ("_runtime", "_timestamp")}
-
-
 def test_one_run_for_training_its_resumption_and_evaluation(one_thread, common, tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
     given = [*common, "logger.offline=true", f"out={out}"]
@@ -144,24 +120,30 @@ def test_one_run_for_training_its_resumption_and_evaluation(one_thread, common, 
         with pytest.raises(SystemExit):
             train(given)
     assert f"to upload: wandb sync {out}/wandb" in capsys.readouterr().err
-    (out / "checkpoint.ckpt").unlink()  # as if it had been killed before its last one
+    (file,) = out.glob("wandb/offline-run-*/*.wandb")
+    assert [row["tokens"] for row in Offline.read(file).rows] == [320, 640, 960, 1280]
+    assert Offline.read(file).exit_code == 1
+    data = file.read_bytes()
+    ends = [end for record, end in records(data) if b"train/fvu" in record and b"_step" in record]
+    file.write_bytes(data[: ends[1] + 20])  # as if W&B had been killed while it wrote the row at 960
+    (out / "checkpoint.ckpt").unlink()  # and training before its last checkpoint
     train(given)
     evaluation = ["evaluation.tokens=512", "evaluation.splice_tokens=256", "evaluation.draws=20"]
     main(["evaluate", *given, "baselines=pca", "baselines.fit_tokens=1024", *evaluation])
     assert wandb.run is None
 
-    failed, resumed, evaluated = found = files(out)
+    killed, resumed, evaluated = found = files(out)
     assert {run.id for run in found} == {json.loads((out / "wandb.json").read_text())["id"]}
     assert {run.project for run in found} == {"rayscope"}
-    assert failed.name == "run"
-    assert [run.exit_code for run in found] == [1, 0, 0]
+    assert killed.name == "run"
+    assert [run.exit_code for run in found] == [None, 0, 0]
     assert all(run.x_axis["*"] == "tokens" for run in found)
 
     config = yaml.safe_load((out / "config.yaml").read_text())
-    assert failed.config.items() >= config.items()
+    assert killed.config.items() >= config.items()
     assert resumed.config.items() >= config.items()
     assert config["dictionaries"]["topk"]["k"] == 4
-    assert failed.config["versions"] == json.loads((out / "environment.json").read_text())["versions"]
+    assert killed.config["versions"] == json.loads((out / "environment.json").read_text())["versions"]
     config = yaml.safe_load((out / "evaluate.config.yaml").read_text())
     assert evaluated.config["evaluate"].items() >= config.items()
     assert "latents" not in evaluated.config  # those of training stay
@@ -172,20 +154,16 @@ def test_one_run_for_training_its_resumption_and_evaluation(one_thread, common, 
         for hook in HOOKS
         for name in ("topk", "abstopk")
     }
-    assert all(
-        row["_step"] == row["tokens"] and names == {n for n in row if n[0] == "t"} - {"tokens"} for row in failed.rows
-    )
-    assert [row["tokens"] for row in failed.rows] == [320, 640, 960, 1280]
-    again = len(resumed.rows)
-    assert again > 0
-    assert [*map(numbers, resumed.rows)] == [*map(numbers, failed.rows[-again:])]  # step, tokens and values
+    rows = [*killed.rows, *resumed.rows]  # each once
+    assert [row["_step"] for row in rows] == [row["tokens"] for row in rows] == [320, 640, 960, 1280]
+    assert all({name for name in row if name.startswith("train/")} == names for row in rows)
     table = pd.read_csv(out / "training.csv")
     for name in names:
         if "density" in name:
-            assert failed.rows[-1][name]["_type"] == "histogram"
-            assert sum(failed.rows[-1][name]["values"]) == 64
+            assert [row[name]["_type"] for row in rows] == ["histogram"] * 4
+            assert [row[name]["values"] for row in rows] == [*map(json.loads, table[name])]
         else:
-            assert [row[name] for row in failed.rows] == pytest.approx(table[name].tolist(), rel=1e-5)
+            assert [row[name] for row in rows] == pytest.approx(table[name].tolist(), rel=1e-5)
 
     (row,) = evaluated.rows
     assert row["tokens"] == 1280

@@ -3,7 +3,7 @@
 import csv
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from rayscope.files import whole_file
 
 Counts = Mapping[str, np.ndarray | None]
+TRAINING_LOG = "training.csv"
 EDGES = np.arange(-6, 0.5, 0.5)  # of log10 density
 
 
@@ -92,6 +93,24 @@ class TrainingLog(Log):
 
     def foreign(self, line: int, why: str) -> ValueError:
         return ValueError(f"{self.path}, line {line}: {why}; move it away to go on without the rows before")
+
+
+def rows(path: Path) -> Iterator[tuple[int, dict[str, float], Counts]]:
+    """What `TrainingLog.write` was given, to six digits, up to a line that is no whole row."""
+    header, *lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else [b""]
+    columns = fields(header)
+    for line in lines:
+        row = fields(line)
+        if not line.endswith(b"\n") or len(row) != len(columns) or not row[0].isdecimal():
+            return
+        values = {name: value for name, value in zip(columns[1:], row[1:], strict=True) if value}
+        drawn = {name: value for name, value in values.items() if value.startswith("[")}
+        try:
+            scalars = {name: float(value) for name, value in values.items() if name not in drawn}
+            counts = {name: np.array(json.loads(value)) for name, value in drawn.items()}
+        except ValueError:
+            return
+        yield int(row[0]), scalars, counts
 
 
 def fields(line: bytes) -> list[str]:

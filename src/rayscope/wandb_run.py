@@ -15,7 +15,8 @@ from wandb.errors import AuthenticationError, UsageError
 
 from rayscope.console import say
 from rayscope.files import write_whole
-from rayscope.training_log import EDGES, Counts, Log
+from rayscope.training_log import EDGES, TRAINING_LOG, Counts, Log, rows
+from rayscope.wandb_file import mend
 
 RECORD = "wandb.json"  # in the run's folder: id, project, entity of its W&B run, and the step of its last evaluation
 LOCAL = "wandb"  # in the run's folder: W&B's own files
@@ -26,10 +27,10 @@ UPLOAD = 120.0  # seconds that the end of a run may take to be uploaded; WANDB_F
 class WandbRun(Log):
     """The W&B run of a folder. Options that are None are the environment's (WANDB_PROJECT, WANDB_NAME, ...), or W&B's own.
 
-    A row of training is logged at step = tokens. W&B ignores a row whose step is behind it, so what a resumed run logs
-    again, from its checkpoint on, is there once. Offline each process writes a file of its own, and `wandb sync` uploads
-    those of one id in the order in which they began; the rows that two of them share agree in step, tokens and values.
-    An evaluation is logged at a step above all before.
+    A row of training is logged at step = tokens, an evaluation at a step above all before. W&B refuses a step that is
+    behind it. After a kill, what W&B lacks (it writes and uploads every 15 seconds) is logged again from training.csv, and
+    what it has, of what a resumed run repeats, is left out: each row is there once. Offline each process writes a file
+    of its own; `wandb sync` uploads those of one id in the order in which they began.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class WandbRun(Log):
         self.project, self.entity, self.label, self.group, self.tags = project, entity, name, group, tags
         self.offline = offline
         self.run: Any = None  # none before it has begun, and if W&B is disabled
+        self.done = 0  # the last step that W&B has of other processes
         self.written = self.broken = False
 
     def begin(self, folder: Path, config: dict[str, Any]) -> None:
@@ -65,7 +67,10 @@ class WandbRun(Log):
             online = settings.mode not in ("offline", "dryrun")
             if online and not wandb.login(prompt=False, verify=False):
                 raise AuthenticationError("no API key")
-            self.run = wandb.init(config=config, dir=folder, resume="allow", **self.identity(settings))
+            identity = self.identity(settings)
+            past = self.folder.glob(f"{LOCAL}/offline-run-*/run-{identity.get('id') or settings.run_id}.wandb")
+            self.done = max(map(mend, past), default=0)
+            self.run = wandb.init(config=config, dir=folder, resume="allow", **identity)
             self.run.define_metric("*", step_metric="tokens")
         except Exception as error:
             with suppress(Exception, SystemExit):
@@ -76,6 +81,11 @@ class WandbRun(Log):
             raise ValueError(what_to_do(error, server)) from error
         self.kept |= {"id": self.run.id, "project": self.run.project, "entity": self.run.entity or None}
         self.keep()
+        if online:
+            self.done = max(self.run.step - 1, 0)
+        if not self.new:
+            for row in rows(folder / TRAINING_LOG):
+                self.write(*row)
         say(f"W&B: {self.run.url}" if online else f"W&B: offline; to upload: {self.upload()}")
 
     def settings(self) -> wandb.Settings:
@@ -115,7 +125,8 @@ class WandbRun(Log):
         charts = {
             name: wandb.Histogram(np_histogram=(count, EDGES)) for name, count in counts.items() if count is not None
         }
-        self.put({"tokens": tokens, **scalars, **charts}, tokens)
+        if tokens > self.done:
+            self.put({"tokens": tokens, **scalars, **charts}, tokens)
 
     def write_evaluation(self, tokens: int, scalars: dict[str, float]) -> None:
         if self.run is not None:
