@@ -16,7 +16,7 @@ import yaml
 
 from rayscope import __version__
 from rayscope.cli import main
-from rayscope.dictionaries import TopK, find, load
+from rayscope.dictionaries import TopK, find, fingerprint, load
 
 HOOKS = ("blocks.1.hook_resid_post", "blocks.1.mlp.hook_post")
 SMALL = [
@@ -382,6 +382,14 @@ def test_evaluate_features_and_report(source, copy, capsys):
     assert (copy / "report" / "index.html").is_file()
     assert yaml.safe_load((copy / "config.yaml").read_text())["tokens"] == 1280  # the training's own, still
     assert yaml.safe_load((copy / "evaluate.config.yaml").read_text())["evaluation"]["tokens"] == 512
+    trained, measured = (
+        json.loads((copy / f"{prefix}environment.json").read_text())["inputs"] for prefix in ("", "evaluate.")
+    )
+    assert measured == {**trained, "dictionaries": fingerprint(copy / "dictionaries")}
+    assert (
+        trained["text"]
+        == load(copy / "dictionaries" / HOOKS[0].replace(".", "_") / "topk").provenance["text"]["sha256"]
+    )
 
 
 def test_evaluate_a_dictionary_saved_by_hand(source, tmp_path, wrong):

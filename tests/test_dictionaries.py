@@ -29,6 +29,7 @@ from rayscope.dictionaries import (
     TokenBiasTopK,
     TopK,
     find,
+    fingerprint,
     load,
 )
 from rayscope.dictionaries.omp import omp
@@ -466,3 +467,17 @@ def test_importing_the_dictionaries_needs_torch_and_safetensors_alone():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.split("\n")[:2] == ["[]", "True"]
+
+
+def test_the_fingerprint_of_a_folder_changes_with_any_weight_and_name(tmp_path):
+    def saved(name: str, scale: float) -> str:
+        dictionary = TopK(8, 16, 2, seed=0)
+        with torch.no_grad():
+            next(dictionary.parameters()).mul_(scale)
+        dictionary.save(tmp_path / name / "rays")
+        return fingerprint(tmp_path / name)
+
+    before = saved("a", 1.0)
+    assert saved("b", 1.0) == before != saved("c", 1.5)
+    (tmp_path / "a" / "rays").rename(tmp_path / "a" / "others")
+    assert fingerprint(tmp_path / "a") != before

@@ -455,3 +455,14 @@ def test_the_report_says_whether_values_were_on_the_bits_that_are_counted(tmp_pa
         assert ("not on the 8 bits" in text) == (how in ("before there was a column", "none"))
         assert ("Values are on 256 levels" in text) == (how in ("all", "some"))
         assert ("in some rows alone" in text) == (how == "some")
+
+
+def test_a_page_of_somebody_else_is_not_written_over(tmp_path):
+    page = tmp_path / "report" / "index.html"
+    page.parent.mkdir()
+    page.write_text("<title>my notes</title>")
+    with pytest.raises(ValueError, match=r"index.html is not a page that rayscope made; move it away"):
+        build(tmp_path)
+    assert page.read_text() == "<title>my notes</title>"
+    page.unlink()
+    assert build(tmp_path) == build(tmp_path)  # its own it replaces

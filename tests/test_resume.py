@@ -311,3 +311,40 @@ def test_another_number_of_threads_is_said(command, tmp_path, monkeypatch, capsy
     capsys.readouterr()
     main([*command, f"out={tmp_path}"])
     assert "begun with threads 7, going on with 1: not bitwise the same" in capsys.readouterr().err
+
+
+def test_a_resume_on_another_text_or_model_is_refused(tiny_gpt2, text_file, tmp_path, monkeypatch, capsys):
+    """The paths are the same; what lies there has changed since the run began, and later is as it was."""
+    from rayscope import training
+
+    text, model, out = tmp_path / "text.txt", tmp_path / "model", tmp_path / "run"
+    shutil.copy(text_file, text)
+    shutil.copytree(tiny_gpt2, model)
+    short = [
+        "train", "model=gpt2", f"model.name={model}", "model.context=null", "text=files", f"text.files={text}",
+        "sites.patterns=[blocks.0.hook_resid_pre]", "dictionaries=[topk]", "latents=32", "k=2", "tokens=512",
+        "stream.batch_size=64", "threads=1", "training.calibration_tokens=64", "training.checkpoint_steps=4",
+    ]  # fmt: skip
+
+    def killed(*args):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "calibrate", killed)
+        with pytest.raises(SystemExit):
+            main([*short, f"out={out}"])
+    config = json.loads((model / "config.json").read_text())
+    changes = {
+        text: (text.read_text().replace("house", "horse"), "the text, tokenizer or context changed"),
+        model / "config.json": (json.dumps({**config, "n_head": 4}), "the model's weights or configuration changed"),
+    }
+    for path, (content, said) in changes.items():
+        before = path.read_text()
+        path.write_text(content)
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            main([*short, f"out={out}"])
+        assert said in capsys.readouterr().err
+        path.write_text(before)
+    main([*short, f"out={out}"])
+    assert (out / "finished.json").is_file()

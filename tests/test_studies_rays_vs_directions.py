@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,25 @@ def test_bipolar_share_of_a_trained_dictionary_is_what_is_planted(share, tmp_pat
     mine, truth = torch.tensor(found).mean(0).tolist()
     assert mine == pytest.approx(share, abs=0.1)
     assert mine == pytest.approx(truth, abs=0.1)
+
+
+def test_an_arm_whose_dictionary_is_gone_is_not_believed(tmp_path):
+    world = World(40, 16, 3.0, seed=0)
+    arms: dict[str, Any] = {name: partial(TopK, latents=24, k=2, seed=0) for name in ("one", "two")}
+
+    def trained() -> torch.Tensor:
+        return train_arms(tmp_path, world.stream("train", 2048), [], arms)[world.site]["two"].directions
+
+    before = trained()
+    record, place = tmp_path / "trained.json", tmp_path / "dictionaries" / world.site.key / "two"
+    whole = record.read_text()
+    for damage in (lambda: shutil.rmtree(place), lambda: record.write_text(whole[:-9])):
+        damage()
+        with pytest.raises(ValueError, match="put it back, or train again, with overwrite=true or another out="):
+            trained()
+    record.unlink()
+    assert torch.equal(trained(), before)
+    assert record.read_text() == whole
 
 
 def as_rays(codes: Codes) -> Codes:

@@ -2,6 +2,7 @@
 
 import base64
 import math
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from rayscope.report.metrics import METRICS
 from rayscope.report.studies import finished
 from rayscope.report.tables import COLUMNS, ROLES, at_k, headline_k, rows, seeds_said, values_said
 from rayscope.report.verdicts import BASELINES, METHODS, answer, verdicts
+from rayscope.runs import PAGE, is_page
 
 DETAILS = ("versions", "threads", "started", "seconds", "device", "precision")
 
@@ -33,6 +35,9 @@ def build(run: Path, studies: Path | None = None) -> Path:
     run = Path(run)
     if not run.is_dir():
         raise ValueError(f"{run} is not a folder; give the one that a run was written to (out=...)")
+    target = run / PAGE
+    if os.path.lexists(target) and not is_page(target):
+        raise ValueError(f"{target} is not a page that rayscope made; move it away, or give another out=")
     found = read(run)
     evaluation = found.get("evaluation.csv", pd.DataFrame(columns=COLUMNS))
     table = rows(evaluation)
@@ -73,10 +78,9 @@ def build(run: Path, studies: Path | None = None) -> Path:
         roles=ROLES,
         studies=finished(Path(studies)) if studies else [],
     )
-    folder = run / "report"
-    folder.mkdir(exist_ok=True)
-    write_whole(folder / "index.html", page)
-    return folder / "index.html"
+    target.parent.mkdir(exist_ok=True)
+    write_whole(target, page)
+    return target
 
 
 def what_was_run(found: dict[str, Any], table: pd.DataFrame) -> list[tuple[str, str]]:
