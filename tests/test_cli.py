@@ -357,6 +357,16 @@ def test_bad_input_with_overwrite_leaves_the_finished_run_as_it_was(wrong, small
     assert "this train is finished already" in capsys.readouterr().err
 
 
+def test_a_dictionary_that_is_gone_is_said_and_not_made_up(wrong, small, copy):
+    place = copy / "dictionaries" / "blocks_1_hook_resid_post" / "topk"
+    shutil.rmtree(place)
+    said = wrong("train", *small, "threads=1", f"out={copy}")
+    assert said.startswith(
+        f"{place / 'config.json'} is missing, though trained.json says that it is trained; put it back"
+    )
+    assert said.endswith("overwrite=true or another out=")
+
+
 def test_a_folder_with_outputs_of_another_run_is_refused(wrong, small, copy):
     (copy / "config.yaml").unlink()
     for overwrite in ("false", "true"):

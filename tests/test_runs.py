@@ -235,7 +235,7 @@ def test_a_table_that_is_gone_is_made_again(old, capsys):
     (old / "latent_density.csv").unlink()
     with start(old, 1, command="evaluate"):
         (old / "latent_density.csv").write_text("again")
-    assert "was finished, but not all that it made is there" in capsys.readouterr().err
+    assert "latent_density.csv of a finished evaluate is not there; it is made again" in capsys.readouterr().err
     with pytest.raises(Finished), start(old, 1, command="evaluate"):
         pass
 

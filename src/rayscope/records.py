@@ -5,6 +5,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,7 @@ def device_name(device: str) -> str:
     return torch.cuda.get_device_name(int(number) if known else None)
 
 
+@cache
 def installed(package: str) -> str | None:
     try:
         return version(package)

@@ -122,8 +122,9 @@ def begin(
         overwrite = overwrite and is_there
         replaced = replaced_by(folder, before)
         if resumed:
-            if records.finished.is_file():
-                say(f"{folder}: this {command} was finished, but not all that it made is there; the rest is made again")
+            gone = [name for name in last_outputs(folder, command) if not (folder / name).is_file()]
+            if gone and records.finished.is_file():
+                say(f"{folder}: {gone[0]} of a finished {command} is not there; it is made again")
             say_otherwise_begun(folder, before, environment)
             environment["inputs"] = before.get("inputs", {})
     if not resumed:
