@@ -210,7 +210,7 @@ def test_a_run_of_which_one_diverged_says_so_each_time(short, whole_short, capsy
     assert failed(short, whole_short) == 1
     (said,) = capsys.readouterr().err.splitlines()
     assert "abstopk at blocks.1.hook_resid_post after step 1 (64 tokens, lr=1e+30)" in said
-    assert f"the other 2 are in {whole_short / 'dictionaries'}" in said
+    assert f"the rest (2) is in {whole_short / 'dictionaries'}" in said
     assert results(whole_short) == before
 
 

@@ -270,6 +270,15 @@ def test_a_log_that_a_kill_cut_is_mended(tmp_path, content, kept):
     assert log.path.read_text() == (kept or "tokens,a\n") + "40,1\n"
 
 
+def test_a_log_of_other_dictionaries_is_not_mixed_with_this_one(tmp_path):
+    log = TrainingLog(tmp_path / "training.csv")
+    log.path.write_text(LOG)
+    log.keep(30)
+    with pytest.raises(ValueError, match=r"training\.csv, line 1: its columns are .*; move it away"):
+        log.write(40, {"b": 1.0}, {})
+    assert log.path.read_text() == LOG
+
+
 @pytest.mark.parametrize(
     ("content", "line"),
     [
@@ -391,6 +400,8 @@ LAUNCHERS = {
     "lsf": {"LSB_JOBID": "1", "LSB_DJOB_RANKFILE": "/nowhere", "JSM_NAMESPACE_SIZE": "2", "JSM_NAMESPACE_RANK": "1"}
     | {"JSM_NAMESPACE_LOCAL_RANK": "1"},
     "kubeflow": {**TORCHRUN, "KUBERNETES_PORT": "tcp://10.0.0.1:443"},
+    "lightning": {"PL_TRAINER_PRECISION": "bf16-true", "PL_TRAINER_LIMIT_TRAIN_BATCHES": "2", "PL_TRAINER_DEVICES": "3"}
+    | {"PL_TRAINER_ACCUMULATE_GRAD_BATCHES": "4", "PL_TRAINER_FAST_DEV_RUN": "True", "PL_TRAINER_PROFILER": "simple"},
     "mpi": {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "1"},
 }
 

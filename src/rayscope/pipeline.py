@@ -104,7 +104,7 @@ def save_trained(
 
 
 def diverged_line(diverged: Sequence[Divergence], others: int, folder: Path) -> str:
-    rest = f"the other {others} are in {folder / DICTIONARIES}" if others else "there is no other"
+    rest = f"the rest ({others}) is in {folder / DICTIONARIES}" if others else "there is no other"
     return (
         f"diverged, so not saved: {'; '.join(map(str, diverged))}; {rest}. "
         f"Lower the rate (dictionaries.NAME.lr, with stage=kl finetuning.lr) and give another out=, or overwrite=true"

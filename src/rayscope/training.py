@@ -216,6 +216,10 @@ class Steps(Callback):
         self.signals.close()
 
 
+class PlainTrainer(Trainer):
+    """Lightning's Trainer takes what it is not given from PL_TRAINER_PRECISION and the like, by the name of its class."""
+
+
 class RunsOwn(CheckpointIO):
     """Lightning saves and loads by `Checkpoint`."""
 
@@ -300,7 +304,7 @@ def train(
     )
     one_process = LightningEnvironment()  # whatever Slurm, torchrun and the like say of it
     one_process.set_global_rank(0)
-    trainer = Trainer(
+    trainer = PlainTrainer(
         accelerator="gpu" if device.type == "cuda" else device.type,
         devices=[device.index or 0] if device.type == "cuda" else 1,
         max_epochs=1,

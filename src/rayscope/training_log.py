@@ -48,13 +48,18 @@ class TrainingLog(Log):
 
     def __init__(self, path: Path):
         super().__init__()
-        self.path = path
+        self.path, self.columns = path, None  # columns: of the file, once it is looked at
 
     def write(self, tokens: int, scalars: dict[str, float], counts: Counts) -> None:
         rounded = {name: f"{value:.6g}" if math.isfinite(value) else "" for name, value in scalars.items()}
         drawn = {name: "" if count is None else json.dumps(count.tolist()) for name, count in counts.items()}
         row = {**rounded, **drawn}
         new, columns = not self.path.is_file(), ["tokens", *row]
+        if not new and self.columns is None:
+            with self.path.open("rb") as file:
+                self.columns = fields(file.readline())
+            if self.columns != columns:
+                raise self.foreign(1, "its columns are those of other dictionaries")
         with self.path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             if new:
