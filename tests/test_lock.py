@@ -1,5 +1,6 @@
 """One process at a time in a run's folder."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -53,6 +54,22 @@ def test_a_finished_run_says_so_while_another_command_works_there(old):
         with pytest.raises(Finished), start(old, 1):
             pass
         with pytest.raises(InUse), start(old, 2):
+            pass
+
+
+def test_a_finished_run_on_a_disk_that_is_read_only_says_so(old, monkeypatch):
+    inner = os.open
+
+    def read_only(path, flags, *args, **kwargs):
+        if flags & os.O_CREAT:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return inner(path, flags, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", read_only)
+    with pytest.raises(Finished), start(old, 1):
+        pass
+    for options in ({"k": 2}, {"k": 1, "overwrite": True}, {"command": "evaluate"}):
+        with pytest.raises(OSError, match="Read-only"), start(old, **options):
             pass
 
 

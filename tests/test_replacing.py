@@ -153,6 +153,32 @@ def test_a_killed_run_that_overwrites_resumes_and_never_moves_its_own(old, capsy
     assert len(set_aside(old)) == 2
 
 
+def test_a_move_that_a_kill_interrupted_is_completed_by_the_next_command_and_said(old, monkeypatch, capsys):
+    before = contents(old)
+    inner = Path.rename
+
+    def rename(self, target):
+        if self.name == "dictionaries":
+            raise Killed
+        return inner(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", rename)
+        with pytest.raises(Killed), start(old, 2, overwrite=True):
+            pass
+    assert (old / "dictionaries").is_dir()
+    assert not (old / "config.yaml").exists()
+    capsys.readouterr()
+    with start(old, 1, command="features"):
+        pass
+    (aside,) = set_aside(old)
+    assert contents(aside) == before
+    assert (
+        f"{old}: the run that was there is now {aside}; the one that was to replace it was killed"
+        in capsys.readouterr().err
+    )
+
+
 def test_with_nothing_to_replace_nothing_is_left_behind(tmp_path):
     with pytest.raises(Killed), start(tmp_path / "deep" / "new", 1, overwrite=True):
         raise Killed

@@ -13,7 +13,7 @@ from folders import Killed, begin_and_die, config, die_at_once, make, set_aside,
 from rayscope import records
 from rayscope.pipeline import is_trained
 from rayscope.records import NOT_COMPARED, Records, differences, same_inputs
-from rayscope.runs import Finished, out_folder, run
+from rayscope.runs import OUTPUTS, Finished, out_folder, run
 
 
 @pytest.mark.parametrize(
@@ -228,6 +228,16 @@ def test_dictionaries_that_are_not_there_are_not_believed(old, damage):
     with start(old, overwrite=True):
         assert not (old / "trained.json").exists()
         work(old, 1)
+
+
+def test_a_finished_run_without_any_output_that_fails_is_forgotten(tmp_path):
+    folder = tmp_path / "run"
+    make(folder, command="study")
+    for name in OUTPUTS["study"]:
+        (folder / name).unlink()
+    with pytest.raises(Killed), start(folder, command="study"):
+        die_at_once(folder)
+    assert list(folder.iterdir()) == []
 
 
 def test_a_table_that_is_gone_is_made_again(old, capsys):

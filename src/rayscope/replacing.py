@@ -58,15 +58,15 @@ def move(folder: Path, source: Path, target: Path, names: Iterable[str]) -> None
     settle(folder)
 
 
-def settle(folder: Path) -> None:
-    """Completes the moves that a kill interrupted. An OSError before the first of them leaves everything as it was.
+def settle(folder: Path) -> Path | None:
+    """Completes the moves that a kill interrupted, if one did, and says where to they went.
 
-    Raises ValueError for a journal that is not ours: it can name only what is in the folder and in those next to it.
+    An OSError before the first of them leaves everything as it was. Raises ValueError for a journal that is not ours: it can name only what is in the folder and in those next to it.
     """
     folder = folder.resolve()
     journal = folder / JOURNAL
     if not journal.is_file():
-        return
+        return None
     try:
         plan = json.loads(journal.read_text(encoding="utf-8"))
         source, target, names = plan["from"], plan["to"], plan["names"]
@@ -99,6 +99,7 @@ def settle(folder: Path) -> None:
         with suppress(OSError):
             source.rmdir()
     journal.unlink()
+    return target
 
 
 def plain(name: object) -> bool:
@@ -109,6 +110,6 @@ def plain(name: object) -> bool:
     )
 
 
-def is_replaced(folder: Path) -> bool:
+def is_replaced(path: Path) -> bool:
     """Is it, or does it lie in, a run that was set aside?"""
-    return any(OLD.search(part) for part in folder.parts)
+    return any(OLD.search(part) for part in path.parts)

@@ -75,8 +75,12 @@ def run(command: str, config: dict[str, Any], argv: Sequence[str]) -> Iterator[P
             yield folder
         except BaseException:
             if not begun(folder, command):
-                records.config.unlink(missing_ok=True)
-                records.environment.unlink(missing_ok=True)
+                for path in (
+                    records.finished,
+                    records.config,
+                    records.environment,
+                ):  # the last one last, as it was first
+                    path.unlink(missing_ok=True)
                 if replaced:
                     replacing.put_back(folder, replaced)
                     replaced = None
@@ -92,7 +96,9 @@ def run(command: str, config: dict[str, Any], argv: Sequence[str]) -> Iterator[P
 def occupied(folder: Path, argv: Sequence[str]) -> Iterator[None]:
     """Locks the folder for the block. First, moves that a kill interrupted are completed, and half-written files removed."""
     with locked(folder, argv):
-        replacing.settle(folder)
+        moved_to = replacing.settle(folder)
+        if moved_to and moved_to != folder.resolve():
+            say(f"{folder}: the run that was there is now {moved_to}; the one that was to replace it was killed")
         sweep(folder, inside=("arms", "dictionaries", "report", "snapshots"))
         yield
 
