@@ -12,6 +12,7 @@ from folders import Killed, begin_and_die, contents, make, set_aside, start, wor
 from rayscope import replacing
 from rayscope.files import PARTIAL
 from rayscope.lock import LOCK
+from rayscope.report.studies import finished
 from rayscope.runs import OUTPUTS, Finished
 
 
@@ -52,6 +53,32 @@ def test_a_page_of_ours_goes_with_its_run(old):
     make(old, 2, overwrite=True)
     assert not (old / "report").exists()
     assert (set_aside(old)[0] / "report" / "index.html").is_file()
+
+
+def test_a_study_that_was_replaced_is_not_shown_in_reports(tmp_path):
+    verdict = {
+        "study": "s",
+        "question": "q",
+        "size": "demo",
+        "model": "m",
+        "seeds": [0],
+        "pass": None,
+        "predictions": {},
+    }
+
+    def conduct(size: str, overwrite: bool = False) -> None:
+        with start(tmp_path / "s", 1, overwrite, "study"):
+            work(tmp_path / "s", 1, "study")
+            (tmp_path / "s" / "verdict.json").write_text(json.dumps({**verdict, "size": size}))
+
+    conduct("night")
+    (before,) = finished(tmp_path)
+    conduct("demo", overwrite=True)
+    (now,) = finished(tmp_path)
+    assert "size night" in before["lines"][0]
+    assert "size demo" in now["lines"][0]
+    (aside,) = set_aside(tmp_path / "s")
+    assert (aside / "verdict.json").is_file()
 
 
 def test_redone_tables_alone_are_moved(old):
