@@ -6,6 +6,7 @@ import io
 import math
 import os
 import pickle
+import shutil
 import tracemalloc
 from contextlib import contextmanager
 from pathlib import Path
@@ -246,3 +247,34 @@ def test_tensors_are_written_one_by_one_with_no_copy_in_memory(tmp_path):
         assert tracemalloc.get_traced_memory()[1] < 2**20
     finally:
         tracemalloc.stop()
+
+
+def test_a_kill_at_any_file_operation_of_a_save_leaves_one_to_go_on_from(two, tmp_path_factory, monkeypatch):
+    """The folder as it is before and after each operation, as a kill would leave it there."""
+    folder, left = two.path.parent, tmp_path_factory.mktemp("left")
+
+    def watched(owner, name):
+        inner = getattr(owner, name)
+
+        def call(*args, **kwargs):
+            shutil.copytree(folder, left / f"{len(list(left.iterdir()))}")
+            result = inner(*args, **kwargs)
+            shutil.copytree(folder, left / f"{len(list(left.iterdir()))}")
+            return result
+
+        monkeypatch.setattr(owner, name, call)
+
+    for owner, name in ((Path, "unlink"), (Path, "replace"), (os, "fsync"), (module.HashedFile, "write")):
+        watched(owner, name)
+    two.save(state(3))
+    monkeypatch.undo()
+    assert len(list(left.iterdir())) > 40
+    found = []
+    for place in sorted(left.iterdir(), key=lambda path: int(path.name)):
+        kept = Checkpoint(place, RUN)
+        found.append(kept.load()["global_step"])
+        assert same(kept.load(), state(found[-1]))
+        kept.save(state(4))
+        assert same(kept.load(), state(4))
+    assert found == sorted(found)
+    assert set(found) == {2, 3}

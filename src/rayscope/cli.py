@@ -83,9 +83,9 @@ def main(argv: list[str] | None = None) -> None:
     except CommandError as error:
         say(f"rayscope: {error}")
         raise SystemExit(1) from None
-    except Stopped as stopped:
+    except KeyboardInterrupt as stopped:
         say(f"rayscope: {stopped}")
-        raise SystemExit(stopped.code) from None
+        raise SystemExit(stopped.code if isinstance(stopped, Stopped) else 130) from None
     except Exception as error:
         say("rayscope: this is a bug in rayscope; please report it with the lines below")
         traceback.print_exception(error)
