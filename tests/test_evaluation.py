@@ -1,6 +1,7 @@
 """measure() against its metrics computed directly on activations gathered beside it."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ from rayscope import metrics
 from rayscope.activations import permutation
 from rayscope.dictionaries import BatchTopK, Dictionary, TokenBiasTopK, TopK
 from rayscope.dictionaries.linear import Linear
-from rayscope.evaluation import Means, measure
+from rayscope.evaluation import Means, check_options, measure
 from rayscope.meter import bits_per_token
 from rayscope.model import LanguageModel
 from rayscope.pipeline import write_table
@@ -24,7 +25,7 @@ from rayscope.text import PackedText
 
 COLUMNS = [  # as interfaces.md has them
     *("site", "dictionary", "kind", "k", "latents", "metric", "value", "low", "high", "position0", "split", "tokens"),
-    *("trained_tokens", "seed", "quantised"),
+    *("trained_tokens", "seed", "quantised", "documents"),
 ]
 METRICS = {
     "fvu",
@@ -152,7 +153,7 @@ def test_a_dictionary_that_knows_the_token_is_told_each_position_s(world, model:
     dictionary = TokenBiasTopK(site.width, 48, 2, vocabulary=model.vocabulary)
     dictionary.for_tokens(tokens_N).prepare(x_ND, dead_window=100)
     sizes = {"tokens": ROWS * 32, "splice_tokens": SPLICED * 32, "quantise": False}
-    table = measure(model, packed.test, {site: {"d": dictionary}}, means, [], **sizes).table(draws=10)
+    table = measure(model, packed.test, {site: {"d": dictionary}}, means, [], **sizes).table(draws=20)
     found = table.set_index(["dictionary", "metric", "position0"]).sort_index()["value"]
     x_hat_ND = dictionary.for_tokens(tokens_N)(x_ND).detach()
     assert found["d", "fvu", "included"] == pytest.approx(metrics.fvu(x_ND, x_hat_ND), rel=1e-4)
@@ -277,6 +278,66 @@ def test_intervals_hold_their_value_and_are_absent_where_they_mean_nothing(table
     assert table.loc[table["metric"].isin(["dead", "bits"]), ["low", "high"]].isna().all(axis=None)
     wide = known[(known["dictionary"] == "topk") & known["metric"].isin(["fvu", "dce", "kl"])]
     assert (wide["high"] > wide["low"]).all()
+
+
+@pytest.mark.parametrize(("documents", "known"), [(1, False), (4, False), (5, True)])
+def test_intervals_are_of_documents_enough(
+    world, model: LanguageModel, packed: PackedText, documents: int, known: bool
+):
+    sites, dictionaries, means, _, _ = world
+    numbers = np.arange(packed.test.documents.size).reshape(packed.test.documents.shape) % documents
+    rows, sizes = replace(packed.test, documents=numbers), {"tokens": 8 * 32, "splice_tokens": 32, "quantise": False}
+    table = measure(model, rows, {sites[0]: dictionaries[sites[0]]}, means, [], **sizes).table(draws=50)
+    drawn = table[~table["metric"].isin(["dead", "bits", "bits_entropy"]) & table["value"].notna()]
+    assert (drawn["documents"] == documents).all()
+    assert drawn[["low", "high"]].notna().all(axis=None) == known
+    assert drawn[["low", "high"]].isna().all(axis=None) != known
+
+
+def test_what_is_spliced_counts_its_own_documents(world, model: LanguageModel, packed: PackedText):
+    sites, dictionaries, means, _, _ = world
+    order = permutation(len(packed.test), 0, "evaluation", 0).numpy()
+    numbers = np.zeros(packed.test.documents.shape, np.int64)
+    numbers[order] = np.arange(len(numbers))[:, None]  # a document a row
+    sizes = {"tokens": 12 * 32, "splice_tokens": 3 * 32, "quantise": False}
+    rows = replace(packed.test, documents=numbers)
+    table = measure(model, rows, {sites[0]: dictionaries[sites[0]]}, means, [], **sizes).table(draws=50)
+    for metric, documents in (("fvu", 12), ("dce", 3), ("kl", 3)):
+        mine = table[(table["metric"] == metric) & (table["dictionary"] == "topk")]
+        assert set(mine["documents"]) == {documents}
+        assert mine["low"].isna().all() == (documents < 5)
+
+
+def test_without_validation_there_is_no_grid_and_no_frequency(world, model: LanguageModel, packed: PackedText):
+    sites, dictionaries, means, _, _ = world
+    one, sizes = {sites[0]: dictionaries[sites[0]]}, {"tokens": 64, "splice_tokens": 32}
+    with pytest.raises(ValueError, match="validation: no vector, so no range that codes could be put on"):
+        measure(model, packed.test, one, means, [], **sizes)
+    table = measure(model, packed.test, one, means, [], **sizes, quantise=False).table(draws=20)
+    topk = table[table["dictionary"] == "topk"].set_index("metric")["value"]
+    assert topk["bits_entropy"].isna().all()
+    assert topk["fvu"].notna().all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokens": 0}, "evaluation.tokens=0 is less than one row of 32 tokens; raise it"),
+        ({"splice_tokens": 31}, "evaluation.splice_tokens=31 is less than one row of 32 tokens; raise it"),
+        (
+            {"validation_tokens": 0},
+            "evaluation.validation_tokens=0: .* at least 1, or with evaluation.quantise=false 0",
+        ),
+        ({"validation_tokens": -1, "quantise": False}, "evaluation.validation_tokens=-1"),
+        ({"draws": 1}, "evaluation.draws=1: at least 20 for intervals, or 0 for a table without any"),
+    ],
+)
+def test_options_from_which_no_number_follows(change, message):
+    options = {"tokens": 64, "splice_tokens": 32, "validation_tokens": 32, "quantise": True, "draws": 20, "context": 32}
+    for fine in ({}, {"draws": 0}, {"validation_tokens": 0, "quantise": False}):
+        check_options(**options | fine)
+    with pytest.raises(ValueError, match=message):
+        check_options(**options | change)
 
 
 def test_provenance_is_in_the_table_in_full_digits(tables, tmp_path):

@@ -218,4 +218,28 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
 def test_ratio_of_sums_is_a_mean_over_tokens_not_over_documents():
     statistic = ratio_of_sums(torch.tensor([10.0, 1]), torch.tensor([10.0, 2]))
     torch.testing.assert_close(statistic(torch.tensor([[1.0, 1], [0, 1]])), torch.tensor([11 / 12, 0.5]))
-    assert metrics.interval(statistic, torch.ones(50, 2)) == pytest.approx((11 / 12, 11 / 12))
+    assert metrics.interval(statistic, torch.ones(50, 2), 5) == pytest.approx((11 / 12, 11 / 12))
+
+
+def test_what_does_not_vary_has_no_fvu():
+    for x_ND in (torch.full((50, 3), 1e4), torch.ones(1, 3), torch.zeros(4, 3), torch.full((7, 3), 1 / 3)):
+        assert math.isnan(metrics.fvu(x_ND, x_ND))
+        assert math.isnan(metrics.fvu(x_ND, x_ND + 1))
+    barely = torch.full((50, 3), 1e4).double()
+    barely[::2] += 1e-3
+    assert metrics.fvu(barely, barely.mean(0).expand_as(barely)) == pytest.approx(1, rel=1e-4)
+
+
+def test_an_interval_takes_documents_and_draws_enough():
+    statistic = ratio_of_sums(torch.arange(9.0), torch.ones(9))
+    for weights_BG, documents, known in (
+        (bootstrap_weights(9, 20), None, True), (bootstrap_weights(9, 19), None, False), (bootstrap_weights(9, 0), None, False),
+        (bootstrap_weights(9, 20), 5, True), (bootstrap_weights(9, 20), 4, False),
+    ):  # fmt: skip
+        low, high = interval(statistic, weights_BG.float(), documents)
+        assert (low < high) if known else (math.isnan(low) and math.isnan(high))
+
+
+def test_a_ratio_over_nothing_is_no_number():
+    statistic = ratio_of_sums(torch.tensor([1.0, 2]), torch.tensor([0.0, 4]))
+    assert statistic(torch.tensor([[1.0, 0], [1, 1]])).isnan().tolist() == [True, False]

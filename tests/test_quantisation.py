@@ -1,5 +1,6 @@
 """Codes on 256 levels: by hand, the quantiser's error bound, and what it costs a dictionary."""
 
+import pytest
 import torch
 
 from rayscope.dictionaries import AbsTopK, TopK
@@ -101,4 +102,6 @@ def test_where_nothing_fires_nothing_breaks():
     assert len(grid.quantise(nothing, LATER[:2]).values_M) == 0
     assert grid.quantise(codes([{1: 3.0}], 4), LATER[:1]).values_M.tolist() == [0]  # no range at all is known
     none = Codes(torch.zeros(0, dtype=torch.long), torch.zeros(0), torch.zeros(1, dtype=torch.long), 4)
-    assert calibrated(none).frequency("excluded").tolist() == [0.5] * 4
+    assert calibrated(none).frequency("excluded").isnan().all()
+    with pytest.raises(ValueError, match="validation: no vector, so no range"):
+        calibrated(none).grid()

@@ -11,15 +11,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rich.console import Console
 
 from rayscope.drawing import label
 from rayscope.escapes import visible
-from rayscope.report import build, print_summary, verdicts
+from rayscope.pipeline import write_table
+from rayscope.report import build, print_summary, read_file, verdicts
 from rayscope.report.figures import bits_figure, styles, token_figure
 from rayscope.report.metrics import METRICS
-from rayscope.report.tables import at_k, headline_k, role, rows
-from rayscope.report.verdicts import answer, judge
+from rayscope.report.tables import at_k, documents_said, headline_k, role, rows
+from rayscope.report.verdicts import answer, judge, sentence
 
 SITES = ("blocks.3.hook_resid_post", "blocks.3.mlp.hook_post")
 KS = (4, 8, 16, 32)
@@ -298,6 +301,7 @@ def test_same_input_same_bytes(tmp_path, page_text):
 
 
 def test_missing_files_are_named_with_their_commands(tmp_path):
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
     text = "".join(Page(build(tmp_path).read_text(encoding="utf-8")).text)
     for file, command in (
         ("evaluation.csv", "evaluate"),
@@ -319,7 +323,9 @@ def test_bad_files_are_one_clear_line(tmp_path):
     with pytest.raises(ValueError, match="is not a folder"):
         build(tmp_path / "nothing")
     (tmp_path / "contexts.json").write_text("[{")
-    with pytest.raises(ValueError, match=r"contexts.json cannot be read"):
+    with pytest.raises(
+        ValueError, match=r"contexts.json: Expecting .*; remove it, and `rayscope features` makes it again"
+    ):
         build(tmp_path)
     (tmp_path / "contexts.json").write_text('[{"site": "s"}]')
     with pytest.raises(ValueError, match=r"contexts.json is not what .*KeyError"):
@@ -329,6 +335,99 @@ def test_bad_files_are_one_clear_line(tmp_path):
     with pytest.raises(ValueError, match="no column 'kind'"):
         build(tmp_path)
     assert not (tmp_path / "report").exists()
+
+
+def test_a_folder_without_a_run_is_refused_with_the_runs_below_it(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no run: there is no config.yaml, .* or contexts.json$"):
+        build(tmp_path, tmp_path.parent / "studies")
+    for name in ("seed_0", "deeper/seed_1"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.yaml").write_text("")
+    with pytest.raises(
+        ValueError, match=rf"below it are the runs deeper/seed_1, seed_0: give one, such as out={tmp_path}/"
+    ):
+        build(tmp_path)
+    assert not (tmp_path / "report").exists()
+
+
+FEATURES_ROWS = pd.DataFrame(
+    {
+        "site": "s", "dictionary": ["topk", "NA", 'a"b', "null"], "kind": "topk", "k": 8, "predicate": "current",
+        "token": ["NA", '"quoted", and\nbroken', "\r\x1b", "\u202e "], "rank": [1, 2, 3, 4], "balanced_accuracy": [0.5, 0.75, None, 1.0],
+        "labels": "real", "appeared_at": None,
+    }
+)  # fmt: skip
+
+
+def test_tables_are_read_as_they_were_written(tmp_path):
+    write_table(FEATURES_ROWS, tmp_path / "token_features.csv")
+    table = read_file(tmp_path / "token_features.csv")
+    for column in ("dictionary", "token"):
+        assert table[column].tolist() == FEATURES_ROWS[column].tolist()
+    assert table["balanced_accuracy"].isna().tolist() == [False, False, True, False]
+
+
+@pytest.mark.parametrize("name", ["token_features.csv", "contexts.json"])
+def test_a_file_cut_at_any_byte_is_one_line_or_whole_lines_of_it(tmp_path, name):
+    path = tmp_path / name
+    if name.endswith(".csv"):
+        write_table(FEATURES_ROWS, path)
+    else:
+        path.write_text(json.dumps([{"site": "s", "tokens": [" and", "\n"]}]))
+    whole, content = read_file(path), path.read_bytes()
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        try:
+            table = read_file(path)
+        except ValueError as error:
+            message = str(error)
+        else:
+            assert content[:length].endswith(b"\n")
+            pd.testing.assert_frame_equal(table, whole[: len(table)])
+            continue
+        assert message.startswith(f"{path}: ")
+        assert message.endswith("; remove it, and `rayscope features` makes it again")
+        assert len(message.splitlines()) == 1
+
+
+@settings(deadline=None, derandomize=True, max_examples=100)
+@given(content=st.binary(max_size=60), header=st.booleans())
+def test_a_file_of_anything_is_one_line(content, header, tmp_path_factory):
+    path = tmp_path_factory.getbasetemp() / "latent_density.csv"
+    path.write_bytes((b"site,dictionary,latent,density\n" if header else b"") + content)
+    try:
+        table = read_file(path)
+    except ValueError as error:
+        assert str(error).startswith(f"{path}: ")  # noqa: PT017
+    else:
+        assert header
+        assert list(table.columns) == ["site", "dictionary", "latent", "density"]
+
+
+def test_a_word_where_a_number_belongs_is_no_blank(tmp_path):
+    (tmp_path / "latent_density.csv").write_text("site,dictionary,latent,density\ns,d,0,0.5\ns,d,1,half\n")
+    with pytest.raises(ValueError, match="record 3 has density='half', not a number"):
+        read_file(tmp_path / "latent_density.csv")
+
+
+def test_of_too_few_documents_no_verdict_is_drawn():
+    points = [("pca_topk", "linear", 4, 200.0, 0.6, None, None), ("rays", "topk", 8, 200.0, 0.4, None, None)]
+    found = verdicts(hand_table(points).assign(documents=1), against=["pca_topk"])
+    fvu = next(row for row in found if row["metric"] == "fvu")
+    assert (fvu["outcome"], fvu["overlap"]) == ("too few documents", None)
+    assert "too few documents (1), FVU 0.400 against 0.600" in sentence(fvu)
+    assert answer([fvu]) == "Not answered: too few documents (1; an interval needs 5)."
+    points = [(*point[:5], point[4] - 0.01, point[4] + 0.01) for point in points]
+    assert verdicts(hand_table(points).assign(documents=5), against=["pca_topk"])[0]["outcome"] == "better"
+    assert documents_said(hand_table(points)) == ""  # a table that was made before they were counted
+    assert documents_said(hand_table(points).assign(documents=12)) == "12 documents"
+    assert documents_said(hand_table(points).assign(documents=1)) == "1 document; intervals and verdicts need 5"
+
+
+def test_a_dictionary_without_codes_has_no_bits_to_compare_at():
+    points = [("pca_topk", "linear", 4, 200.0, 0.6, 0.5, 0.7), ("rays", "topk", 8, 0.0, 1.0, 0.9, 1.1)]
+    assert verdicts(hand_table(points)) == []
+    assert len(at_k(rows(hand_table(points)), 8)) == 2
 
 
 def test_tables_without_rows_are_no_error(tmp_path):

@@ -60,15 +60,15 @@ def tune(config: DictConfig, folder: Path, loggers: Sequence[Any]) -> None:
 
 
 def evaluate(config: DictConfig, folder: Path, loggers: Sequence[Any], compared: Any = None) -> None:
-    import pandas as pd
-
     from rayscope import pipeline
-    from rayscope.report import print_summary
+    from rayscope.evaluation import check_options
+    from rayscope.report import print_summary, read_file
 
+    check_options(**config.evaluation)
     if not all((folder / name).is_file() for name in MEASURED["evaluate"]):
         compared = compared or open_comparison(config, records_of(folder, "evaluate"))
         pipeline.evaluate_dictionaries(compared, folder, **config.evaluation)
-    table = pd.read_csv(folder / "evaluation.csv")
+    table = read_file(folder / "evaluation.csv")
     log_evaluation(loggers, table)
     print_summary(table, stdout())
 
@@ -135,6 +135,9 @@ def benchmark(config: DictConfig, folder: Path) -> None:
 
 
 def demo(config: DictConfig, folder: Path, loggers: Sequence[Any]) -> None:
+    from rayscope.evaluation import check_options
+
+    check_options(**config.evaluation)
     train(config, folder, loggers)
     tables = [folder / name for command in ("features", "evaluate") for name in MEASURED[command]]
     compared = None if all(path.is_file() for path in tables) else open_comparison(config, records_of(folder, "demo"))

@@ -25,7 +25,7 @@ from rayscope.text import Rows
 
 COLUMNS = [
     "site", "dictionary", "kind", "k", "latents", "metric", "value", "low", "high", "position0", "split", "tokens",
-    "trained_tokens", "seed", "quantised",
+    "trained_tokens", "seed", "quantised", "documents",
 ]  # fmt: skip
 METRICS = [
     "fvu", "dce", "kl", "loss_recovered_zero", "loss_recovered_mean", "l2_ratio", "l0", "density", "dead", "bits",
@@ -61,6 +61,11 @@ class Measurement:
     def documents(self) -> int:
         return len(self.clean_G)
 
+    @property
+    def spliced_documents(self) -> int:
+        """Of how many a token was predicted."""
+        return int((self.predicted_G > 0).sum())
+
     def statistics(self, site: Site, name: str, position0: str = "excluded") -> dict[str, Callable[[Tensor], Tensor]]:
         """{metric: weights_BG -> [B]} of a codec, over resamples of documents."""
         meter, ratio = self.meters[site][name], metrics.ratio_of_sums
@@ -79,21 +84,25 @@ class Measurement:
     def table(self, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
         """One row for each site, codec, metric and position0; blank where a codec has no such metric.
 
-        Intervals are the central 95% over `draws` bootstraps of documents.
+        Intervals are the central 95% over `draws` bootstraps of documents, blank for fewer documents than `metrics.interval`
+        takes. documents: those that have a vector, of what is spliced those that have a prediction.
         """
-        weights_BG = metrics.bootstrap_weights(self.documents, draws, seed)
+        weights_BG, spliced = metrics.bootstrap_weights(self.documents, draws, seed), self.spliced_documents
         ones, blank, rows = torch.ones(1, self.documents, dtype=torch.float64), float("nan"), []
         for site, named in self.meters.items():
             for name, meter in named.items():
                 for position0 in PLACES:
+                    with_vectors = int((meter.sums[position0].spread.count_G > 0).sum())
+                    documents = {metric: spliced if metric in SPLICED else with_vectors for metric in METRICS}
                     found = {
-                        metric: (statistic(ones).item(), *metrics.interval(statistic, weights_BG))
+                        metric: (statistic(ones).item(), *metrics.interval(statistic, weights_BG, documents[metric]))
                         for metric, statistic in self.statistics(site, name, position0).items()
                     }
                     found |= {metric: (value, blank, blank) for metric, value in meter.whole(position0).items()}
                     for metric in METRICS:
                         used = self.splice_tokens if metric in SPLICED else self.tokens
                         about = (position0, self.split, used, *trained(meter.codec), meter.grid is not None)
+                        about += (documents[metric],)
                         numbers = found.get(metric, (blank, blank, blank))
                         rows.append([site.hook, name, *describe(meter.codec), metric, *numbers, *about])
         return pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(WHOLE, "Int64"))
@@ -109,6 +118,26 @@ class Measurement:
                     about = {"site": site.hook, "dictionary": name, "latent": range(meter.latents)}
                     tables.append(pd.DataFrame({**about, "density": density}))
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
+
+
+def check_options(
+    *, tokens: int, splice_tokens: int, validation_tokens: int, quantise: bool, draws: int, context: int = 1
+) -> None:
+    """Raises ValueError for an option of `evaluation` from which no number could be computed."""
+    for name, value in (("tokens", tokens), ("splice_tokens", splice_tokens)):
+        if value < context:
+            raise ValueError(
+                f"evaluation.{name}={value} is less than one row of {context} token{'s' * (context > 1)}; raise it"
+            )
+    if validation_tokens < 1 and (quantise or validation_tokens < 0):
+        raise ValueError(
+            f"evaluation.validation_tokens={validation_tokens}: codes are put on 256 levels of the range that they have there; "
+            "at least 1, or with evaluation.quantise=false 0"
+        )
+    if draws < 0 or 0 < draws < metrics.FEWEST_DRAWS:
+        raise ValueError(
+            f"evaluation.draws={draws}: at least {metrics.FEWEST_DRAWS} for intervals, or 0 for a table without any"
+        )
 
 
 def measure(
@@ -132,11 +161,13 @@ def measure(
     validation: (tokens_RC, {site.key: x_RCD}) of whole rows, on which each latent's range and frequency are read; a
     dictionary is measured with its codes on 256 levels of that range, or, without `quantise`, as they are.
     """
-    special = model.special_ids
+    special, context = model.special_ids, rows.tokens.shape[1]
+    for name, value in (("tokens", tokens), ("splice_tokens", splice_tokens)):
+        if value < context:
+            raise ValueError(f"{name}={value} is less than one row of {context}; raise it")
     seen = calibrate(dictionaries, validation, special)
-    context = rows.tokens.shape[1]
-    chosen = permutation(len(rows), seed, "evaluation", 0).numpy()[: max(1, tokens // context)]
-    spliced_rows = min(len(chosen), max(1, splice_tokens // context))
+    chosen = permutation(len(rows), seed, "evaluation", 0).numpy()[: tokens // context]
+    spliced_rows = min(len(chosen), splice_tokens // context)
     numbers, documents = np.unique(rows.documents[chosen], return_inverse=True)
     documents_RC = torch.from_numpy(documents.reshape(len(chosen), context))
     tokens_RC = torch.from_numpy(rows.tokens[chosen].astype(np.int64))

@@ -19,7 +19,7 @@ from rayscope.console import say
 from rayscope.contexts import top_contexts
 from rayscope.dictionaries import Dictionary, Learned, load
 from rayscope.divergence import Divergence
-from rayscope.evaluation import Measurement, measure
+from rayscope.evaluation import Measurement, check_options, measure
 from rayscope.features import Tokens, appearance, choose_tokens, token_features, with_appearance
 from rayscope.files import write_whole
 from rayscope.finetuning import LastRows, finetune
@@ -203,6 +203,7 @@ def measure_compared(compared: Comparison, *, validation_tokens: int, **options:
 
 def evaluate_dictionaries(compared: Comparison, folder: Path, *, draws: int, **options: Any) -> pd.DataFrame:
     """Writes evaluation.csv and latent_density.csv."""
+    check_options(**options, draws=draws, context=compared.source.text.context)
     measured = measure_compared(compared, **options)
     table = measured.table(draws, compared.source.seed)
     write_table(measured.densities(), folder / "latent_density.csv")

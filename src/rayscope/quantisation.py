@@ -36,15 +36,25 @@ class Calibration:
         self.vectors_P += first_N.to(self.vectors_P.device).long().bincount(minlength=2)
 
     def frequency(self, position0: str) -> Tensor:
-        """(L): (count + 1/2) / (vectors + 1), so that no latent has probability 0 or 1; position0: included or excluded."""
+        """(L): (count + 1/2) / (vectors + 1), so that no latent has probability 0 or 1; position0: included or excluded.
+
+        NaN if no vector was seen.
+        """
         places = slice(0, 2 if position0 == "included" else 1)
-        return (self.fired_PL[places].sum(0) + 0.5).double() / (self.vectors_P[places].sum() + 1)
+        vectors = self.vectors_P[places].sum()
+        frequency_L = (self.fired_PL[places].sum(0) + 0.5).double() / (vectors + 1)
+        return frequency_L if vectors else torch.full_like(frequency_L, torch.nan)
 
     def grid(self) -> "Grid":
         """LEVELS levels from low / w to w high, w = 1 + 1 / n: the n values seen, and the more room the fewer they are.
 
-        A latent never seen at a place has the range of all latents there, and of all places if none was.
+        A latent never seen at a place has the range of all latents there, and of all places if none was. Raises ValueError if
+        no vector was seen at all.
         """
+        if not self.vectors_P.sum():
+            raise ValueError(
+                "validation: no vector, so no range that codes could be put on; give some, or quantise=false"
+            )
         seen_PL = self.fired_PL > 0
         wider_PL = 1 + 1 / self.fired_PL
         all_low_P, all_high_P = self.low_PL.amin(1), self.high_PL.amax(1)

@@ -1,8 +1,9 @@
 """What a run found: the page (build), and what a terminal shows (print_summary, verdict_lines)."""
 
 from rayscope.report.html import build
+from rayscope.report.inputs import read_file
 from rayscope.report.studies import verdict_lines
 from rayscope.report.summary import print_summary, summary_table
 from rayscope.report.verdicts import verdicts
 
-__all__ = ["build", "print_summary", "summary_table", "verdict_lines", "verdicts"]
+__all__ = ["build", "print_summary", "read_file", "summary_table", "verdict_lines", "verdicts"]

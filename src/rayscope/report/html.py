@@ -20,8 +20,8 @@ from rayscope.report.inputs import FILES, read
 from rayscope.report.latents import contexts
 from rayscope.report.metrics import METRICS
 from rayscope.report.studies import finished
-from rayscope.report.tables import COLUMNS, ROLES, at_k, headline_k, rows, seeds_said, values_said
-from rayscope.report.verdicts import BASELINES, METHODS, answer, verdicts
+from rayscope.report.tables import COLUMNS, ROLES, at_k, documents_said, headline_k, rows, seeds_said, values_said
+from rayscope.report.verdicts import BASELINES, METHODS, answer, outcome_said, verdicts
 from rayscope.runs import PAGE, is_page
 
 DETAILS = ("versions", "threads", "started", "seconds", "device", "precision")
@@ -39,15 +39,17 @@ def build(run: Path, studies: Path | None = None) -> Path:
     if os.path.lexists(target) and not is_page(target):
         raise ValueError(f"{target} is not a page that rayscope made; move it away, or give another out=")
     found = read(run)
+    if not found and not (studies and Path(studies).resolve().is_relative_to(run.resolve())):
+        raise ValueError(nothing_in(run))
     evaluation = found.get("evaluation.csv", pd.DataFrame(columns=COLUMNS))
     table = rows(evaluation)
     ran = what_was_run(found, table)
     try:
         latents = contexts(found)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
         path = run / "contexts.json"
         raise ValueError(
-            f"{path} is not what `rayscope features` writes ({error!r}); make it again or remove it"
+            f"{path} is not what `rayscope features` writes ({error!r}); remove it, and `rayscope features` makes it again"
         ) from None
     missing = [
         {"file": name, "holds": holds, "command": f"rayscope {command} out={shlex.quote(str(run))}"}
@@ -74,6 +76,7 @@ def build(run: Path, studies: Path | None = None) -> Path:
         figures=drawings(found, table),
         contexts=latents,
         seeds=seeds_said(evaluation) if len(evaluation) else "",
+        documents=documents_said(evaluation) if len(evaluation) else "",
         values=values_said(evaluation),
         roles=ROLES,
         studies=finished(Path(studies)) if studies else [],
@@ -81,6 +84,20 @@ def build(run: Path, studies: Path | None = None) -> Path:
     target.parent.mkdir(exist_ok=True)
     write_whole(target, page)
     return target
+
+
+def nothing_in(run: Path, most: int = 5) -> str:
+    """Why there is no report of this folder, with the runs below it, if there are any."""
+    runs = sorted(
+        {path.parent for name in ("*/config.yaml", "*/*/config.yaml", "*/evaluation.csv") for path in run.glob(name)}
+    )
+    said = f"{run} holds no run: there is no {', '.join(list(FILES)[:-1])} or {list(FILES)[-1]}"
+    if not runs:
+        return said
+    names = ", ".join(str(path.relative_to(run)) for path in runs[:most]) + (
+        f" and {len(runs) - most} more" if len(runs) > most else ""
+    )
+    return f"{said}; below it are the runs {names}: give one, such as out={runs[0]}"
 
 
 def what_was_run(found: dict[str, Any], table: pd.DataFrame) -> list[tuple[str, str]]:
@@ -180,8 +197,7 @@ def pairs(found: Sequence[dict]) -> list[dict]:
     for row in found:
         line = lines.setdefault((row["ours"], row["k"], row["baseline"]), {"row": row, "cells": []})
         show = METRICS[row["metric"]].show
-        note = " (intervals overlap)" if row["overlap"] else " (no interval)" if row["overlap"] is None else ""
-        cell = {"ours": show(row["value"]), "theirs": show(row["baseline_value"]), "outcome": row["outcome"] + note}
+        cell = {"ours": show(row["value"]), "theirs": show(row["baseline_value"]), "outcome": outcome_said(row)}
         line["cells"].append(cell | {"mark": row["outcome"].replace(" ", "-")})
         line |= {"bits": METRICS["bits"].show(row["bits"]), "method": METHODS[row["method"]], "role": row["role"]}
     return list(lines.values())

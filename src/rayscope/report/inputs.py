@@ -37,39 +37,57 @@ RETURN = "\ue00d"  # private use: stands for a carriage return while a CSV file 
 
 
 def read(run: Path) -> dict[str, Any]:
-    """{file: its content} of what is there."""
-    found: dict[str, Any] = {}
-    for name, (_, _, needed) in FILES.items():
-        path = run / name
-        if path.is_file():
-            try:
-                text = path.suffix != ".csv" and path.read_text(encoding="utf-8", errors="replace")
-                found[name] = (
-                    read_csv(path, needed) if not text else json.loads(text) if path.suffix == ".json" else text
-                )
-            except (json.JSONDecodeError, csv.Error) as error:
-                raise ValueError(f"{path} cannot be read ({error}); make it again or remove it") from None
-    return found
+    """{file: its content} of what is there. Raises ValueError for a file that is not what its command writes."""
+    return {name: read_file(run / name) for name in FILES if (run / name).is_file()}
+
+
+def read_file(path: Path) -> Any:
+    """A table for .csv, what JSON holds for .json, else the text; ValueError, with what to do, for one that cannot be read."""
+    _, command, needed = FILES[path.name]
+    try:
+        if path.suffix == ".csv":
+            return read_csv(path, needed)
+        text = path.read_text(encoding="utf-8", errors="replace")
+        return json.loads(text) if path.suffix == ".json" else text
+    except (json.JSONDecodeError, RecursionError, csv.Error, Damaged) as error:
+        raise ValueError(f"{path}: {error}; remove it, and `rayscope {command}` makes it again") from None
+
+
+class Damaged(ValueError):
+    """A table that is not what was written."""
 
 
 def read_csv(path: Path, needed: Sequence[str]) -> pd.DataFrame:
-    """Read by the csv module, to which tokens such as NA, null and "\\0" are text; blank numbers are nan."""
+    """Read by the csv module, to which tokens such as NA, null and "\\0" are text; blank numbers are nan.
+
+    Raises Damaged for a table that was cut off, lacks a column of `needed`, or has something else than numbers there.
+    """
     text = path.read_bytes().decode("utf-8", "replace")
     if (
         "\r\n" not in text.partition("\n")[0] + "\n"
     ):  # then a carriage return is a token's, which writers leave unquoted
         text = text.replace("\r", RETURN)
-    lines = csv.reader(io.StringIO(text, newline=""))
+    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
     header = next(lines, [])
-    body = [[field.replace(RETURN, "\r") for field in line] for line in lines if line]
+    if not header:
+        raise Damaged("it is empty")
     missing = [column for column in needed if column not in header]
     if missing:
-        raise ValueError(f"{path} has no column {missing[0]!r}; its columns should be {', '.join(needed)}")
+        raise Damaged(f"no column {missing[0]!r}; the columns should be {', '.join(needed)}")
+    if len(set(header)) < len(header):
+        raise Damaged("two columns of one name")
+    body = [[field.replace(RETURN, "\r") for field in line] for line in lines if line]
     uneven = next((i for i, line in enumerate(body, 2) if len(line) != len(header)), None)
     if uneven:
-        raise ValueError(f"{path}: record {uneven} has not the {len(header)} fields of the header; was it cut off?")
+        raise Damaged(f"record {uneven} has not the {len(header)} fields of the header; was it cut off?")
+    if not text.endswith(("\n", RETURN)):
+        raise Damaged("the last line has no end; was it cut off?")
     table = pd.DataFrame(body, columns=header, dtype=object)
     for column in table.columns:
         if column not in TEXT:
-            table[column] = pd.to_numeric(table[column], errors="coerce").astype(float)
+            numbers = pd.to_numeric(table[column], errors="coerce").astype(float)
+            strange = table[column][numbers.isna() & ~table[column].isin(["", "nan"])]
+            if column in needed and len(strange):
+                raise Damaged(f"record {strange.index[0] + 2} has {column}={strange.iloc[0]!r:.40}, not a number")
+            table[column] = numbers
     return table

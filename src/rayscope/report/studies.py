@@ -37,8 +37,18 @@ def finished(folder: Path) -> list[dict[str, Any]]:
         try:
             verdict = json.loads(path.read_text(encoding="utf-8"))
             lines = verdict_lines(verdict)
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not what `rayscope study` writes ({error!r}); make it again") from None
+            if verdict["pass"] not in PASSED:
+                raise ValueError(f"pass is {verdict['pass']!r:.40}")
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ) as error:  # JSON's and UTF-8's errors are ValueErrors
+            raise ValueError(
+                f"{path} is not what `rayscope study` writes ({error!r}); remove it, and the same study makes it again"
+            ) from None
         drawn = path.with_name("figure.svg")
         svg = drawn.read_bytes() if drawn.is_file() else b""
         figure = f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}" if svg else ""

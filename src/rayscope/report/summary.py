@@ -9,7 +9,7 @@ from rich.text import Text
 
 from rayscope.escapes import visible
 from rayscope.report.metrics import METRICS
-from rayscope.report.tables import ROLES, at_k, headline_k, rows, seeds_said, values_said
+from rayscope.report.tables import ROLES, at_k, documents_said, headline_k, rows, seeds_said, values_said
 from rayscope.report.verdicts import BASELINES, answer, sentence, verdicts
 
 
@@ -60,3 +60,5 @@ def print_summary(evaluation: pd.DataFrame, console: Console, k: float | None = 
         "FVU: share of variance unexplained. dCE: rise of the loss, nats/token. Lower is better. bits: a token's code."
     )
     console.print(Text(f"{words} {values_said(evaluation)} {seeds_said(evaluation)}."))
+    if documents := documents_said(evaluation):
+        console.print(Text(f"Measured on {documents}."))

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from rayscope.dictionaries import KINDS
+from rayscope.metrics import FEWEST_DOCUMENTS
 from rayscope.report.metrics import METRICS
 
 KEYS = ["site", "dictionary", "kind", "k", "latents", "position0"]
@@ -43,10 +44,13 @@ def family(dictionary: str, k: float) -> str:
 def rows(evaluation: pd.DataFrame) -> pd.DataFrame:
     """One row for each site, dictionary, k and position0: nulls on top, learned below.
 
-    Columns: KEYS, role, family, seeds, tokens, trained_tokens, quantised, and metric, metric_low, metric_high of every metric.
-    Several seeds become their mean, and an interval that covers all of theirs. Test rows alone, where there are any.
+    Columns: KEYS, role, family, seeds, tokens, trained_tokens, quantised, and metric, metric_low, metric_high and
+    metric_documents (NaN in a table that was made before they were counted) of every metric. Several seeds become their
+    mean, an interval that covers all of theirs, and their fewest documents. Test rows alone, if there are any.
     """
     evaluation = evaluation.assign(quantised=quantised(evaluation))
+    if "documents" not in evaluation:
+        evaluation = evaluation.assign(documents=math.nan)
     missing = [column for column in COLUMNS if column not in evaluation]
     if missing:
         raise ValueError(f"the evaluation has no column {missing[0]!r}; its columns should be {', '.join(COLUMNS)}")
@@ -60,7 +64,7 @@ def rows(evaluation: pd.DataFrame) -> pd.DataFrame:
         trained_tokens=("trained_tokens", "max"),
         quantised=("quantised", "all"),
     ).reset_index()
-    for column, how in (("value", "mean"), ("low", "min"), ("high", "max")):
+    for column, how in (("value", "mean"), ("low", "min"), ("high", "max"), ("documents", "min")):
         values = pd.to_numeric(evaluation[column]).groupby([row, evaluation["metric"]]).agg(how).unstack()
         for name in METRICS:
             table[name if column == "value" else f"{name}_{column}"] = values.get(name, np.nan)
@@ -107,11 +111,29 @@ def at_k(table: pd.DataFrame, k: float) -> pd.DataFrame:
         rays = table[(table["role"] == "rays") & (table["k"] == k)]
         budget = rays.groupby(["site", "position0"])["bits"].min()
         places = pd.MultiIndex.from_frame(table[["site", "position0"]])
-        in_bits = (np.log(table["bits"].astype(float)) - np.log(budget.reindex(places).to_numpy(float))).abs()
+        bits = table["bits"].astype(float)
+        in_bits = (
+            np.log(bits.where(bits > 0)) - np.log(budget.where(budget > 0).reindex(places).to_numpy(float))
+        ).abs()
         distance = distance.where(table["role"].isin(["rays", "directions"]), in_bits.fillna(distance))
     distance = distance.fillna(0.0)
     least = distance.groupby([table["site"], table["position0"], table["family"], table["kind"]]).transform("min")
     return table[distance <= least + 1e-9]
+
+
+def documents_said(evaluation: pd.DataFrame) -> str:
+    """Of how many documents the numbers are, and whether those are too few for intervals; empty if they were not counted."""
+    table = rows(evaluation)
+    read, spliced = (table[f"{metric}_documents"].max() for metric in ("fvu", "dce"))
+    if math.isnan(read):
+        return ""
+    said = [counted(read)] + ([f"dCE and KL {counted(spliced)}"] if spliced != read and not math.isnan(spliced) else [])
+    few = f"; intervals and verdicts need {FEWEST_DOCUMENTS}" if min(read, spliced) < FEWEST_DOCUMENTS else ""
+    return f"{', '.join(said)}{few}"
+
+
+def counted(documents: float) -> str:
+    return f"{documents:,.0f} document{'' if documents == 1 else 's'}"
 
 
 def seeds_said(evaluation: pd.DataFrame) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from rayscope.metrics import FEWEST_DOCUMENTS
 from rayscope.report.metrics import METRICS
 from rayscope.report.tables import rows
 
@@ -26,7 +27,7 @@ def at_bits(curve: pd.DataFrame, metric: str, bits: float) -> dict:
     Linear in log bits between the two neighbouring points; past an end of the curve that end, "nearest" if its bits
     are within 5%, else "fewer" or "more" (the bits it has). Empty where the baseline has no point.
     """
-    curve = curve.dropna(subset=["bits", metric]).sort_values("bits")
+    curve = curve[curve["bits"] > 0].dropna(subset=[metric]).sort_values("bits")
     if curve.empty:
         return {}
     log_bits, log_b = np.log(curve["bits"].to_numpy(float)), math.log(bits)
@@ -40,10 +41,12 @@ def at_bits(curve: pd.DataFrame, metric: str, bits: float) -> dict:
 
 
 def judge(ours: dict, theirs: dict) -> tuple[str, bool | None]:
-    """(outcome, do the intervals overlap): better, worse, unclear or not comparable; lower is better.
+    """(outcome, do the intervals overlap): better, worse, unclear, not comparable or too few documents; lower is better.
 
     Without an interval on both sides nothing is claimed. A rival with fewer bits may still win, one with more lose.
     """
+    if theirs and ours.get("documents", math.nan) < FEWEST_DOCUMENTS:
+        return "too few documents", None
     limits = [ours["low"], ours["high"], theirs.get("low", math.nan), theirs.get("high", math.nan)]
     if any(math.isnan(limit) for limit in limits):
         return ("unclear" if theirs else "not comparable"), None
@@ -61,7 +64,7 @@ def verdicts(
 ) -> list[dict]:
     """Every learned dictionary beside every rival family at the same number of bits, in fvu and dce.
 
-    Each is {site, position0, ours, role, k, metric, baseline, bits, value, low, high, baseline_value, baseline_low,
+    Each is {site, position0, ours, role, k, metric, baseline, bits, value, low, high, documents, baseline_value, baseline_low,
     baseline_high, overlap, outcome, method}. See `at_bits` for the method and `judge` for the outcome.
     """
     table = rows(evaluation)
@@ -70,7 +73,7 @@ def verdicts(
     for ours in table[table["role"].isin(roles) & (table["bits"] > 0)].to_dict("records"):
         rivals = table[table["site"] == ours["site"]]
         for metric in ("fvu", "dce"):
-            mine = {"value": ours[metric], "low": ours[f"{metric}_low"], "high": ours[f"{metric}_high"]}
+            mine = {"value": ours[metric]} | {key: ours[f"{metric}_{key}"] for key in ("low", "high", "documents")}
             for name in against:
                 theirs = at_bits(rivals[rivals["family"] == name], metric, ours["bits"])
                 outcome, overlap = judge(mine, theirs)
@@ -87,14 +90,25 @@ def answer(found: Sequence[dict]) -> str:
     """One sentence on whether these dictionaries beat these rivals."""
     counts = {outcome: sum(row["outcome"] == outcome for row in found) for outcome in ("better", "worse", "unclear")}
     judged, rest = sum(counts.values()), len(found) - sum(counts.values())
+    few = [row["documents"] for row in found if row["outcome"] == "too few documents"]
+    if not judged and few:
+        return f"Not answered: too few documents ({min(few):.0f}; an interval needs {FEWEST_DOCUMENTS})."
     if not judged:
         return "Not answered: nothing to compare at equal bits."
     for start, word in (("Yes", "better"), ("No", "worse")):
         if counts[word] == len(found):
             return f"{start}: {word} in all {len(found)} comparisons at equal bits."
-    parts = [f"{n} {word}" for word, n in counts.items() if n] + ([f"{rest} not comparable"] if rest else [])
+    parts = [f"{n} {word}" for word, n in counts.items() if n] + ([f"{len(few)} of too few documents"] if few else [])
+    parts += [f"{rest - len(few)} not comparable"] if rest > len(few) else []
     start = "In part" if counts["better"] else "No"
     return f"{start}: of {len(found)} comparisons at equal bits, {', '.join(parts)}."
+
+
+def outcome_said(row: dict) -> str:
+    """The outcome, and what there is to say of its intervals."""
+    if row["outcome"] == "too few documents":
+        return f"too few documents ({row['documents']:.0f})"
+    return row["outcome"] + {True: " (intervals overlap)", False: "", None: " (no interval)"}[row["overlap"]]
 
 
 def sentence(row: dict) -> str:
@@ -103,6 +117,5 @@ def sentence(row: dict) -> str:
     start = f"{row['ours']} (k = {row['k']:.0f}, {row['bits']:.0f} bits) against {row['baseline']}: "
     if row["method"] == "absent":
         return f"{start}not comparable, no {row['baseline']} in this evaluation"
-    note = " (intervals overlap)" if row["overlap"] else " (no interval)" if row["overlap"] is None else ""
     numbers = f"{metric.heading} {metric.show(row['value'])} against {metric.show(row['baseline_value'])}"
-    return f"{start}{row['outcome']}{note}, {numbers}, {METHODS[row['method']]}"
+    return f"{start}{outcome_said(row)}, {numbers}, {METHODS[row['method']]}"

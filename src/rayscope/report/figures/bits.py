@@ -11,7 +11,7 @@ from rayscope.report.tables import ROLES
 
 def bits_figure(table: pd.DataFrame, metric: str, look: Styles) -> str:
     """A metric against bits per token, one panel a site, one line a family over its k."""
-    drawn = table.dropna(subset=["bits", metric])
+    drawn = table[table["bits"] > 0].dropna(subset=[metric])
     sites = list(dict.fromkeys(drawn["site"]))
     if not sites:
         return ""
