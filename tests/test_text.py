@@ -307,7 +307,7 @@ def test_a_file_cut_or_overwritten_anywhere_is_one_line_or_what_a_strict_reader_
     expected = strict(kind, content)
     if texts is not None:
         assert texts == [text for text in expected or [] if text and not text.isspace()]
-    elif expected:
+    elif any(not isinstance(text, str) or text.strip() for text in expected or []):
         assert any(not isinstance(text, str) for text in expected) or b"\0" in content or "twice" in said
 
 
