@@ -15,6 +15,7 @@ from rayscope.report import verdict_lines
 from rayscope.sites import resolve
 from rayscope.source import Source
 from rayscope.studies import Findings, Observed, Prediction, Setting, conduct, over_seeds
+from rayscope.studies.study import resamples
 from rayscope.studies.surrogate import MATCHED, STREAMS, make_arenas, worst_share
 from rayscope.surrogates import moments_of
 
@@ -45,6 +46,16 @@ def run(*arguments: str, out: Path) -> tuple[pd.DataFrame, dict]:
 )
 def test_a_prediction_passes_where_its_whole_interval_does(threshold, interval, passed):
     assert Prediction("it holds", threshold).verdict(Observed(*interval))["pass"] is passed
+
+
+def test_of_one_seed_or_few_documents_nothing_is_judged():
+    varies, exact = Observed(3.0, 2.5, 4.0), Observed.exactly(3.0)
+    assert Prediction("it holds", ">= 2").verdict(varies, seeds=1)["pass"] is None
+    assert Prediction("it holds", ">= 2").verdict(varies, seeds=2)["pass"] is True
+    assert Prediction("it holds", ">= 2").verdict(exact, seeds=1)["pass"] is True
+    with pytest.raises(ValueError, match="the study measures 1 document of the test split, an interval needs 5"):
+        resamples(1, 100)
+    assert resamples(5, 100).shape == (100, 5)
 
 
 def test_a_threshold_that_is_no_limit_is_refused_before_the_study_runs():

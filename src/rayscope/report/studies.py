@@ -10,6 +10,10 @@ from rayscope.replacing import is_replaced
 PASSED = {True: "pass", False: "FAIL", None: "reported"}
 
 
+def judged(passed: bool | None, threshold: bool) -> str:
+    return "not judged" if passed is None and threshold else PASSED[passed]
+
+
 def number(value: float | None) -> str:
     return "none" if value is None else f"{value:.3g}"
 
@@ -18,13 +22,14 @@ def verdict_lines(verdict: dict[str, Any]) -> list[str]:
     """The study's line, then one for each of its predictions: what was predicted, asked and observed."""
     seeds = f"{len(verdict['seeds'])} seed{'s' if len(verdict['seeds']) != 1 else ''}"
     about = f"size {verdict['size']}, model {verdict['model']}, {seeds}"
-    lines = [f"{verdict['study']} ({about}): {PASSED[verdict['pass']]}. {verdict['question']}"]
+    asked = any(one["threshold"] for one in verdict["predictions"].values())
+    lines = [f"{verdict['study']} ({about}): {judged(verdict['pass'], asked)}. {verdict['question']}"]
     for name, one in verdict["predictions"].items():
         low, high = one["ci"]
         interval = f" ({number(low)} to {number(high)})" if low != high else ""
         asked = f", asked {one['threshold']}" if one["threshold"] else ""
         what = f"{number(one['observed'])}{interval}{asked}"
-        lines.append(f"  {PASSED[one['pass']]}: {one['prediction']} [{name}]: observed {what}")
+        lines.append(f"  {judged(one['pass'], bool(one['threshold']))}: {one['prediction']} [{name}]: observed {what}")
     return lines
 
 

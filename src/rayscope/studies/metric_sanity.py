@@ -17,7 +17,7 @@ from rayscope.evaluation import Means, Measurement, at_first, measure
 from rayscope.sites import Site
 from rayscope.source import Source
 from rayscope.splicing import coded_positions
-from rayscope.studies.study import Findings, Observed, Setting, over_seeds
+from rayscope.studies.study import Findings, Observed, Setting, over_seeds, resamples
 
 FAULTY = ("per_token_ratio", "about_zero", "scalar_mean", "centred_residual")
 COLUMNS = ["site", "seed", "by", "codec", "metric", "position0", "tokens", "expected", "observed", "error", *FAULTY]
@@ -240,7 +240,7 @@ def knows_position0(measured: Measurement, site: Site, seed: int) -> tuple[float
     """(explained variance of the position-0 codec, its bootstrap over documents)."""
     fvu = measured.statistics(site, "position0", "included")["fvu"]
     ones = torch.ones(1, measured.documents, dtype=torch.float64)
-    return 1 - fvu(ones).item(), 1 - fvu(metrics.bootstrap_weights(measured.documents, DRAWS, seed))
+    return 1 - fvu(ones).item(), 1 - fvu(resamples(measured.documents, DRAWS, seed))
 
 
 def figure(table: pd.DataFrame) -> str:

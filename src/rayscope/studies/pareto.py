@@ -27,7 +27,7 @@ from rayscope.pipeline import measure_compared
 from rayscope.reconstruction import reconstruct
 from rayscope.sites import Site
 from rayscope.studies.arms import groups, lent, parts, train_arms
-from rayscope.studies.study import Findings, Setting, over_seeds
+from rayscope.studies.study import Findings, Setting, over_seeds, resamples
 
 COLUMNS = [
     "site", "method", "position0", "role", "k", "latents", "seed", "bits", "bits_entropy", "fvu", "fvu_low", "fvu_high", "dce", "dce_low",
@@ -98,7 +98,7 @@ def pareto(
         compared, tokens=held_out, splice_tokens=splice_tokens, validation_tokens=validation_tokens
     )
     gaps = amortisation(compared, gap_tokens, first, seeds[0])
-    weights_BG = metrics.bootstrap_weights(measured.documents, DRAWS)
+    weights_BG = resamples(measured.documents, DRAWS)
     table = pd.DataFrame(
         [
             row_of(measured, site, name, position0, weights_BG)
@@ -162,9 +162,7 @@ class Ratios:
 
     def __init__(self, measured: Measurement, compared: Comparison):
         self.measured, self.compared = measured, compared
-        self.weights_BG = torch.cat(
-            [torch.ones(1, measured.documents).double(), metrics.bootstrap_weights(measured.documents, DRAWS)]
-        )
+        self.weights_BG = torch.cat([torch.ones(1, measured.documents).double(), resamples(measured.documents, DRAWS)])
 
     def dce(self, site: Site, name: str) -> Tensor:
         """[1 + B]: of all documents, then of each draw."""

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rayscope import metrics
 from rayscope.activations import Batch
 from rayscope.comparison import compare
 from rayscope.dictionaries import AbsTopK, BottleneckTopK, Dictionary, Learned, TiedTopK, TopK
@@ -26,7 +25,7 @@ from rayscope.studies.polarity import PARTS, Ends, Polarity
 from rayscope.studies.rays_vs_directions_observed import DRAWS, A, Arm, B, observe
 from rayscope.studies.rays_vs_directions_records import Records, figure
 from rayscope.studies.sign_flip import SignFlip
-from rayscope.studies.study import Findings, Setting
+from rayscope.studies.study import Findings, Setting, resamples
 
 POLARITY_DRAWS = 200
 
@@ -99,7 +98,7 @@ def rays_vs_directions(
     measured = measure_compared(
         compared, tokens=test_tokens, splice_tokens=splice_tokens, validation_tokens=validation_tokens
     )
-    weights_BG = metrics.bootstrap_weights(measured.documents, DRAWS)
+    weights_BG = resamples(measured.documents, DRAWS)
     for site, named in learned.items():
         for arm in arms:
             found = {place: measured.statistics(site, arm.name, place) for place in ("excluded", "included")}
@@ -137,7 +136,7 @@ def polarities(
     records: Records, stream: str, learned: dict[Site, dict[str, Dictionary]], arms: Sequence[Arm], held_out: Batch
 ) -> None:
     """Antipodal share; of signed arms bipolar_share, polarity, and shared context beside the rays of A at their k and seed."""
-    weights_BP = metrics.bootstrap_weights(PARTS, POLARITY_DRAWS)
+    weights_BP = resamples(PARTS, POLARITY_DRAWS)
     for site, named in learned.items():
         for arm in arms:
             dictionary = named[arm.name]
@@ -175,7 +174,7 @@ def reconstructions(
         for arm in arms:
             meter = named[arm.name]
             add = partial(records.add, stream, site, arm, learned[site][arm.name], position0="excluded")
-            weights_BG = metrics.bootstrap_weights(len(held_out.documents_N.unique()), DRAWS)
+            weights_BG = resamples(len(held_out.documents_N.unique()), DRAWS)
             for metric in ("fvu", "bits_entropy"):
                 add(metric, *with_draws(meter.statistics()[metric], weights_BG), tokens=len(held_out))
             add("dead", meter.whole()["dead"], tokens=len(held_out))
@@ -205,7 +204,7 @@ def on_world(
     for number, batch in enumerate(test):
         found.update(dictionary.encode_sparse(batch.activations[world.site.key]), batch.documents_N)
         true.update(test.codes(number), batch.documents_N)
-    weights_BP = metrics.bootstrap_weights(PARTS, POLARITY_DRAWS)
+    weights_BP = resamples(PARTS, POLARITY_DRAWS)
     add = partial(records.add, stream, world.site, arm, dictionary, tokens=len(test) * test.batch_size)
     add("bipolar_share", *with_draws(found.bipolar_share, weights_BP))
     add("true_bipolar_share", *with_draws(true.bipolar_share, weights_BP))

@@ -21,7 +21,7 @@ from rayscope.source import Source
 from rayscope.studies.arms import train_arms
 from rayscope.studies.halves import halves
 from rayscope.studies.reproduced import Counts, HeldOut, reproduced
-from rayscope.studies.study import Findings, Observed, Setting, over_seeds
+from rayscope.studies.study import Findings, Observed, Setting, over_seeds, resamples
 from rayscope.surrogates import KINDS, Surrogate, sample_sites
 
 REAL, RANDOM = "real", "random_weights"
@@ -82,7 +82,7 @@ def reproducible_directions(
             about = {site: {**streams.source.provenance(site), "stream": name, "half": half} for site in setting.sites}
             trained.append(train_arms(setting.folder / "arms" / f"{name}_{half}", stream, [], arms, about=about))
         documents = len(streams.test.documents_N.unique())
-        weights_BG = metrics.bootstrap_weights(documents, DRAWS, setting.source.seed)
+        weights_BG = resamples(documents, DRAWS, setting.source.seed)
         weights_BG = torch.cat([torch.ones(1, documents, dtype=torch.float64), weights_BG])
         held_out = HeldOut(streams.test, weights_BG)
         sizes[name] = {

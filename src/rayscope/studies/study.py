@@ -16,8 +16,11 @@ from torch import Tensor
 
 from rayscope.files import write_whole
 from rayscope.limits import met
+from rayscope.metrics import FEWEST_DOCUMENTS, bootstrap_weights
 from rayscope.sites import Site
 from rayscope.source import Source
+
+FEWEST_SEEDS = 2  # of one, nothing tells how another would have come out
 
 
 @dataclass(frozen=True)
@@ -76,11 +79,16 @@ class Prediction:
     def __post_init__(self):
         met(0.0, self.threshold)  # raises ValueError for what is no limit before the study runs, not after
 
-    def verdict(self, observed: Observed) -> dict[str, Any]:
-        """{prediction, threshold, observed, ci, pass}: a prediction passes where its whole interval does."""
+    def verdict(self, observed: Observed, seeds: int = FEWEST_SEEDS) -> dict[str, Any]:
+        """{prediction, threshold, observed, ci, pass}: a prediction passes where its whole interval does.
+
+        pass is null if what is observed varies and only one seed says how.
+        """
         ends = [met(end, self.threshold) for end in (observed.value, observed.low, observed.high)]
         numbers = [x if math.isfinite(x) else None for x in (observed.value, observed.low, observed.high)]
         passed = None if self.threshold is None else None not in numbers and all(ends)
+        if seeds < FEWEST_SEEDS and None not in numbers and len(set(numbers)) > 1:
+            passed = None
         ci = numbers[1:]
         return {**vars(self), "observed": numbers[0], "ci": ci, "pass": passed}
 
@@ -96,7 +104,7 @@ def conduct(
 ) -> dict[str, Any]:
     """Runs a study and writes what it found; returns the verdict: {study, question, size, seeds, pass, predictions}.
 
-    pass: every prediction that has a threshold holds; null where none has one. Raises ValueError where predictions and observations differ in name.
+    pass: every prediction that has a threshold holds; null if none has one, or if one was not judged and none failed. Raises ValueError where predictions and observations differ in name.
     """
     found = run(setting)
     write_whole(setting.folder / "table.csv", found.table.to_csv(index=False, float_format="%.7g"))
@@ -105,7 +113,8 @@ def conduct(
         raise ValueError(
             f"study {name}: predictions {', '.join(predictions)}, but it observes {', '.join(found.observed)}"
         )
-    judged = {key: predictions[key].verdict(observed) for key, observed in found.observed.items()}
+    seeds = len(set(setting.seeds))
+    judged = {key: predictions[key].verdict(observed, seeds) for key, observed in found.observed.items()}
     passes = [one["pass"] for one in judged.values() if one["threshold"] is not None]
     verdict = {
         "study": name,
@@ -113,11 +122,21 @@ def conduct(
         "size": size,
         "model": setting.source.model.name,
         "seeds": list(setting.seeds),
-        "pass": all(passes) if passes else None,
+        "pass": False if False in passes else None if None in passes or not passes else True,
         "predictions": judged,
     }
     write_whole(setting.folder / "verdict.json", json.dumps(verdict, indent=1, allow_nan=False))
     return verdict
+
+
+def resamples(documents: int, draws: int, seed: int = 0) -> Tensor:
+    """`metrics.bootstrap_weights`; ValueError for fewer documents than an interval takes."""
+    if documents < FEWEST_DOCUMENTS:
+        raise ValueError(
+            f"text: the study measures {documents} document{'s' * (documents != 1)} of the test split, an interval needs "
+            f"{FEWEST_DOCUMENTS}; give more or shorter documents, or raise the size's held-out tokens"
+        )
+    return bootstrap_weights(documents, draws, seed)
 
 
 def over_seeds(draws: Sequence[tuple[float, Tensor]], seed: int = 0) -> Observed:

@@ -21,7 +21,7 @@ from rayscope.reconstruction import reconstruct
 from rayscope.sites import Site
 from rayscope.source import Source
 from rayscope.studies.arms import train_arms
-from rayscope.studies.study import Findings, Observed, Setting, over_seeds
+from rayscope.studies.study import Findings, Observed, Setting, over_seeds, resamples
 from rayscope.surrogates import Surrogate, sample_sites
 from rayscope.text import SPLITS
 
@@ -166,7 +166,7 @@ def of_documents(meter: Meter) -> tuple[float, Tensor]:
     """(FVU, [B] its bootstrap over documents, the same resamples for every codec)."""
     documents = len(meter.sums["excluded"].error_G)
     fvu = meter.statistics()["fvu"]
-    return fvu(torch.ones(1, documents, dtype=torch.float64)).item(), fvu(metrics.bootstrap_weights(documents, DRAWS))
+    return fvu(torch.ones(1, documents, dtype=torch.float64)).item(), fvu(resamples(documents, DRAWS))
 
 
 def row_of(
