@@ -101,6 +101,7 @@ def test_kill_and_resume_equals_the_uninterrupted_run(command, whole, tmp_path, 
     assert (out / "checkpoint.ckpt").is_file()
     assert torch.load(out / "checkpoint.ckpt", weights_only=True)["state"]["global_step"] == 18
     assert not (out / "finished.json").exists()
+    (out / f".checkpoint.ckpt-0a1b2c3d{PARTIAL}").write_bytes(b"half of a checkpo")  # of a kill while one is written
     with (out / "training.csv").open("a") as file:
         file.write("1984,0.")
     capsys.readouterr()
