@@ -1,6 +1,7 @@
 """The benchmark: the race's arithmetic with workers that tell fixed numbers, one part end to end, table, JSON and figure."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import hydra
 import pytest
 import torch
 
+from rayscope.benchmarks import running
 from rayscope.benchmarks.bench import Bench
 from rayscope.benchmarks.environments import PEERS, python_of
 from rayscope.benchmarks.figure import figure
@@ -163,12 +165,62 @@ def test_table():
 
 def test_parts_are_merged_into_one_file(tmp_path):
     path = tmp_path / "day.json"
-    merge(path, "step", {"rows": [1]})
-    merge(path, "many", {"rows": [2]})
-    merged = merge(path, "step", {"rows": [3]})
-    assert merged["parts"] == {"step": {"rows": [3]}, "many": {"rows": [2]}}
+    merge(path, "step", {"rows": [{"contender": "a"}]})
+    merge(path, "many", {"rows": [{"contender": "b"}]})
+    merged = merge(path, "step", {"rows": [{"contender": "c"}]})
+    assert merged["parts"] == {"step": {"rows": [{"contender": "c"}]}, "many": {"rows": [{"contender": "b"}]}}
     assert json.loads(path.read_text()) == merged
     assert merged["machine"]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"\xff", b"{", b"[]", b"1", b"{}", b'{"parts": []}', b'{"machine": {}, "parts": {"step": {}}}',
+        b'{"machine": {}, "parts": {"step": {"rows": [1]}}}', b'{"machine": 1, "parts": {}}', b"[" * 100_000,
+        b'{"machine": {}, "parts": {"step": {"rows": [{"ratio": "x", "limit": ">= 2"}]}}}',
+    ],
+)  # fmt: skip
+def test_a_file_that_is_not_ours_is_said_before_the_first_part_and_stays(content, tmp_path, monkeypatch):
+    path = tmp_path / "day.json"
+    path.write_bytes(content)
+    monkeypatch.setattr("rayscope.benchmarks.running.path_of", lambda out, scale: path)
+    with pytest.raises(ValueError, match=r"day\.json is not what rayscope benchmark wrote .*; move it away"):
+        benchmark(tmp_path)
+    assert path.read_bytes() == content
+
+
+def test_parts_of_another_machine_are_not_mixed_in(tmp_path):
+    path = tmp_path / "day.json"
+    merge(path, "step", {"rows": []})
+    held = json.loads(path.read_text())
+    held["machine"]["torch"] = "1.0"
+    path.write_text(json.dumps(held))
+    with pytest.raises(
+        ValueError, match=rf"measured with torch 1\.0, here it is {re.escape(torch.__version__)}; move it"
+    ):
+        merge(path, "many", {"rows": []})
+
+
+def test_limits_and_the_figure_are_checked_before_the_first_part(tmp_path):
+    with pytest.raises(ValueError, match=r"limits\.step\.pieces: '> 3' is not such as"):
+        benchmark(tmp_path, limits={"step": {"pieces": "> 3"}})
+    with pytest.raises(ValueError, match=r"figure=.*: is a folder"):
+        benchmark(tmp_path, figure=tmp_path)
+
+
+def benchmark(folder: Path, **options) -> None:
+    """A benchmark whose one part fails if it is begun."""
+    given = {
+        "parts": ["step"],
+        "peers": [],
+        "scale": {"name": "full"},
+        "limits": {},
+        "threads": 1,
+        "rounds": 1,
+        "seed": 0,
+    }
+    running.run(**given | {"out": folder, "figure": None, "environments": None, "show": pytest.fail} | options)
 
 
 def test_the_figure_has_a_bar_for_each_ratio_to_a_peer():
@@ -290,7 +342,8 @@ def test_environments_are_built_once_and_again_where_the_recipe_changed(tmp_path
 
     def call(command):
         called.append(command[-2:])
-        (tmp_path / "sparsify").mkdir(exist_ok=True)
+        (tmp_path / "sparsify/bin").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "sparsify/bin/python").touch()
 
     monkeypatch.setattr("rayscope.benchmarks.environments.call", call)
     python = python_of("sparsify", tmp_path)
@@ -302,4 +355,10 @@ def test_environments_are_built_once_and_again_where_the_recipe_changed(tmp_path
     (tmp_path / "sparsify/installed").write_text("something older")
     python_of("sparsify", tmp_path)
     assert len(called) == 8
+    (tmp_path / "sparsify/bin/python").unlink()  # half of it is gone
+    python_of("sparsify", tmp_path)
+    assert len(called) == 12
+    (tmp_path / "sparsify").chmod(0o777)
+    with pytest.raises(ValueError, match=r"sparsify: .*others than its owner"):
+        python_of("sparsify", tmp_path)
     assert python_of(None) == python_of("transformer_lens") == Path(sys.executable)

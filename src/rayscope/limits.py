@@ -9,7 +9,8 @@ def met(value: float | None, limit: str | None) -> bool | None:
     """`limit` is such as ">= 3.0"; None where there is nothing to say."""
     if value is None or limit is None:
         return None
-    sign, _, number = limit.partition(" ")
-    if sign not in OPERATORS:
-        raise ValueError(f"limits: {limit!r} is not such as '>= 3.0' or '<= 1.25'")
-    return OPERATORS[sign](value, float(number))
+    try:
+        sign, number = limit.split()
+        return OPERATORS[sign](value, float(number))
+    except (ValueError, KeyError, AttributeError):
+        raise ValueError(f"{limit!r} is not such as '>= 3.0' or '<= 1.25'") from None

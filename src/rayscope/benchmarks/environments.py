@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from rayscope.console import say
+from rayscope.dictionaries.native import trusted
 from rayscope.text.packing import cache_folder
 
 TORCH = "torch==2.13.0"  # before the rest: with it in place pip has no reason to fetch another build
@@ -22,15 +23,23 @@ PEERS = (*PACKAGES, *OURS)
 def python_of(peer: str | None, folder: Path | None = None) -> Path:
     """The interpreter that runs a peer's worker (None: rayscope's), built in `folder` where it is not there yet.
 
-    Raises ValueError where pip fails.
+    Raises ValueError if pip fails, or if others may write to that folder, and so have this user run what is theirs.
     """
     if peer is None or peer in OURS:
         return Path(sys.executable)
     bare, whole = PACKAGES[peer]
-    place = (folder or cache_folder() / "peers") / peer
+    root = folder or cache_folder() / "peers"
+    place = root / peer
     python, stamp = place / "bin/python", place / "installed"
     wanted = "\n".join([TORCH, *bare, *whole])
-    if not stamp.is_file() or stamp.read_text() != wanted:
+    try:
+        with trusted(root, peer):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"peers: {place}: {error.strerror or error}; mend that, or give another environments="
+        ) from None
+    if not (python.is_file() and stamp.is_file() and stamp.read_bytes() == wanted.encode()):
         say(f"benchmark: installing {peer} into {place} (some minutes, once)")
         call([sys.executable, "-m", "venv", "--clear", str(place)])
         for packages in ([TORCH], ["--no-deps", *bare] if bare else [], whole):

@@ -101,10 +101,10 @@ class Worker:
         """Its next message. Raises Failed where it ends without one, or says something else."""
         assert self.process.stdout is not None
         if line := self.process.stdout.readline():
-            try:
-                return json.loads(line)
-            except json.JSONDecodeError:
-                raise Failed(f"said {line.strip()!r} where a message was due") from None
+            with suppress(json.JSONDecodeError):
+                if isinstance(told := json.loads(line), dict):
+                    return told
+            raise Failed(f"said {line.strip()[:200]!r} where a message was due")
         self.process.wait()
         said = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
         raise Failed(said[-1] if said else f"ended with code {self.process.returncode} and said nothing")

@@ -13,6 +13,7 @@ import torch
 from rayscope import __version__
 from rayscope.benchmarks.race import slug
 from rayscope.files import write_whole
+from rayscope.limits import met
 
 Record = dict[str, Any]
 
@@ -71,10 +72,35 @@ def path_of(out: Path, scale: str) -> Path:
     return out / (f"{name}.json" if scale == "full" else f"{name}-{scale}.json")
 
 
+def read(path: Path) -> Record:
+    """The file's content; no parts if it is not there.
+
+    Raises ValueError if it is not what `merge` wrote, or was measured on another machine or with other versions.
+    """
+    if not path.exists():
+        return {"machine": machine(), "parts": {}}
+    try:
+        held = json.loads(path.read_bytes())
+        for record in held["parts"].values():
+            for row in record["rows"]:
+                met(row.get("ratio"), row.get("limit"))
+        differing = [key for key, value in machine().items() if held["machine"].get(key) != value]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is not what rayscope benchmark wrote ({type(error).__name__}: {error}); move it away, or give another out="
+        ) from None
+    if differing:
+        key = differing[0]
+        raise ValueError(
+            f"{path} was measured with {key} {held['machine'].get(key)}, here it is {machine()[key]}; move it away, or give "
+            "another out="
+        )
+    return held
+
+
 def merge(path: Path, part: str, record: Record) -> Record:
-    """The file's content with this part's record in place of an older one."""
-    held = json.loads(path.read_text()) if path.is_file() else {"parts": {}}
-    merged = {"machine": machine(), "parts": {**held["parts"], part: record}}
+    """The file's content with this part's record in place of an older one. Raises ValueError as `read` does."""
+    merged = {"machine": machine(), "parts": {**read(path)["parts"], part: record}}
     write_whole(path, json.dumps(merged, indent=1) + "\n")
     return merged
 

@@ -10,7 +10,8 @@ from rayscope.benchmarks.bench import Bench
 from rayscope.benchmarks.environments import PEERS
 from rayscope.benchmarks.figure import draw
 from rayscope.benchmarks.parts import PARTS
-from rayscope.benchmarks.records import merge, path_of, table
+from rayscope.benchmarks.records import merge, path_of, read, table
+from rayscope.limits import met
 
 
 def run(
@@ -30,15 +31,26 @@ def run(
     """Runs the parts, shows each one's table, and returns the JSON that they are merged into, part by part.
 
     limits: {part: {row or check: such as ">= 3.0"}}, of the full scale; at another nothing is judged.
-    Raises ValueError for an unknown part or peer.
+    Raises ValueError, before the first part, for an unknown part or peer, a wrong limit, a JSON that is not ours, and an
+    OSError if a file cannot be written.
     """
     nearest("parts", parts, list(PARTS))
     nearest("peers", peers, PEERS)
     if rounds < 1 or threads < 1:
         raise ValueError(f"rounds={rounds} and threads={threads} must be at least 1")
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
     path, asked = path_of(out, scale["name"]), limits if scale["name"] == "full" else {}
+    read(path)
+    drawing = Path(figure) if figure else path.with_suffix(".svg")
+    if drawing.is_dir():
+        raise ValueError(f"figure={drawing}: is a folder; give the name of a file, such as {drawing / 'speed.svg'}")
+    for part, named in limits.items():
+        for name, limit in named.items():
+            try:
+                met(0.0, limit)
+            except ValueError as error:
+                raise ValueError(f"limits.{part}.{name}: {error}") from None
+    out.mkdir(parents=True, exist_ok=True)
     for part in parts:
         function, unit = PARTS[part]
         with TemporaryDirectory(prefix="rayscope-benchmark-") as folder:
@@ -53,7 +65,7 @@ def run(
         }  # fmt: skip
         show(table(part, record))
         merged = merge(path, part, record)
-        draw(merged, Path(figure) if figure else path.with_suffix(".svg"))
+        draw(merged, drawing)
     return path
 
 
