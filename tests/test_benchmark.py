@@ -325,7 +325,7 @@ def test_bare_words_are_parts():
         (["stp"], "no parts=stp; nearest: step"),
         (["peers=[saelen]"], "no peers=saelen; nearest: saelens"),
         (["step", "round=3"], "no option 'round'; nearest: rounds"),
-        (["rounds=0"], "rounds=0 and threads=2 must be at least 1"),
+        (["rounds=0"], "rounds=0: a whole number of at least 1"),
         (["scale=hug"], "no scale=hug; nearest:"),
     ],
 )

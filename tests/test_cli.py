@@ -17,6 +17,7 @@ import yaml
 from rayscope import __version__
 from rayscope.cli import main
 from rayscope.dictionaries import TopK, find, fingerprint, load
+from toys import latest
 
 HOOKS = ("blocks.1.hook_resid_post", "blocks.1.mlp.hook_post")
 SMALL = [
@@ -67,7 +68,7 @@ def wrong(capsys):
     def run(*argv: object) -> str:
         capsys.readouterr()
         with pytest.raises(SystemExit) as stopped:
-            main([str(arg) for arg in argv])
+            main(latest(*argv))
         out, err = capsys.readouterr()
         lines = [line for line in err.splitlines() if not line.startswith("text: packed")]
         assert stopped.value.code == 1
@@ -92,14 +93,14 @@ def wrong(capsys):
         (["train", "dictionaries=[topk,btchtopk]"], "no dictionaries=btchtopk; nearest: batchtopk"),
         (["train", "logger=tensorboard"], "no logger=tensorboard; nearest: csv, wandb"),
         (["train", "-m", "sed=0,1"], "no option 'sed'; nearest: seed"),
-        (["train", "seed=0,1"], "Ambiguous value"),
+        (["train", "seed=0,1"], "seed=0,1: give -m to run several"),
         (["train", "tokens"], "'tokens' is not key=value"),
-        (["train", "out=("], "out=(: "),
+        (["train", "out="], "out=: a path, not empty"),
         (["train", "text=files"], "text.files is not set; give text.files=..."),
-        (["train", "tokens=many"], "tokens=many: must be a whole number"),
-        (["train", "tokens=1.5"], "tokens=1.5: must be a whole number"),
-        (["train", "overwrite=yes"], "overwrite=yes: must be true or false"),
-        (["train", "threads=0"], "threads=0: at least 1, or null"),
+        (["train", "tokens=many"], "tokens=many: a whole number of at least 1"),
+        (["train", "tokens=1.5"], "tokens=1.5: a whole number of at least 1"),
+        (["train", "overwrite=yes"], "overwrite=yes: true or false"),
+        (["train", "threads=0"], "threads=0: a whole number of at least 1, or null"),
         (["train", "device=tpu"], "device=tpu: cpu, cuda, cuda:0, ... or auto"),
         (["report", "out=missing"], "missing is not a folder"),
         (["evaluate", "out=missing", "text=files"], "text.files is not set"),
@@ -120,7 +121,7 @@ def test_no_cuda(wrong, monkeypatch):
         (["sites.patterns=[blocks.1.hook_resid_pots]"], "nearest: blocks.1.hook_resid_post"),
         (["sites.patterns=[blocks.9.hook_resid_post]"], "in this model of 3 layers; nearest: blocks."),
         (["k=65"], "k=65 exceeds the 64 latents; lower k or raise latents"),
-        (["+dictionaries.topk.foo=1"], "unexpected keyword argument 'foo'"),
+        (["+dictionaries.topk.foo=1"], "dictionaries.topk.foo: no argument of rayscope.dictionaries.TopK; nearest: "),
         (["tokens=10"], "tokens=10 is less than one batch of 64"),
         (["precision=fp64"], "precision=fp64: fp32 or bf16"),
         (["model.name=./nowhere"], "model.name=./nowhere: no such folder"),
@@ -309,7 +310,7 @@ def topk(folder: Path) -> torch.Tensor:
 )
 def test_options_act(trained, small, tmp_path, option):
     out = tmp_path / "other"
-    main(["train", *small, "threads=1", "dictionaries=[topk]", option, f"out={out}"])
+    main(latest("train", *small, "threads=1", "dictionaries=[topk]", option, f"out={out}"))
     about = load(out / "dictionaries" / "blocks_1_hook_resid_post" / "topk").provenance
     assert not torch.equal(topk(out), topk(trained))
     name, value = option.split("=")
@@ -425,7 +426,7 @@ def test_evaluate_a_dictionary_saved_by_hand(source, tmp_path, wrong):
 def test_multirun(small, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     short = ["dictionaries=[topk]", "tokens=640"]
-    main(["train", *small, *short, "-m", "seed=0,1", "out=" + str(tmp_path / "seed_${seed}")])
+    main(latest("train", *small, *short, "-m", "seed=0,1", f"out={tmp_path}/seed_${{seed}}"))
     assert not torch.equal(topk(tmp_path / "seed_0"), topk(tmp_path / "seed_1"))
     for seed in (0, 1):
         assert yaml.safe_load((tmp_path / f"seed_{seed}" / "config.yaml").read_text())["seed"] == seed

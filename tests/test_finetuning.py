@@ -26,6 +26,7 @@ from rayscope.splicing import Clean, keep_first
 from rayscope.stopping import Stopped
 from rayscope.text.packing import Rows
 from rayscope.training import prepare
+from toys import latest
 
 HOOK = "blocks.1.hook_resid_post"
 
@@ -315,12 +316,12 @@ def test_what_is_wrong_is_one_line(command, tmp_path, capsys):
         ("stage=lk",): "stage=lk: dictionaries or kl",
         ("finetuning.folder=null",): "stage=kl: finetuning.folder is not set",
         ("finetuning.kl=-1",): "finetuning.kl=-1",
-        ("finetuning.lr=0",): "finetuning.lr=0: above 0",
+        ("finetuning.lr=0",): "finetuning.lr=0: a number above 0, or null",
         (f"out={Path(folder.partition('=')[2]).parent}",): "give another out=",
     }
     for extra, said in cases.items():
         with pytest.raises(SystemExit):
-            main([*command, f"out={tmp_path / 'wrong'}", *extra])
+            main(latest(*command, f"out={tmp_path / 'wrong'}", *extra))
         assert said in capsys.readouterr().err
         assert not (tmp_path / "wrong").exists()
 

@@ -19,6 +19,7 @@ from rayscope.dictionaries import load
 from rayscope.files import PARTIAL
 from rayscope.pipeline import snapshots
 from rayscope.sites import resolve
+from toys import latest
 
 NAMES = ["topk", "batchtopk", "matryoshka_batchtopk", "tied_topk", "bottleneck_topk", "token_bias_topk"]
 STEPS, BATCH, EVERY = 60, 64, 6  # rounds of 4 batches: a checkpoint at step 6, 18, ... is in the middle of one
@@ -153,7 +154,7 @@ def short(command) -> list[str]:
 
 def failed(command: list[str], out: Path) -> int:
     with pytest.raises(SystemExit) as stopped:
-        main([*command, f"out={out}"])
+        main(latest(*command, f"out={out}"))
     return stopped.value.code
 
 

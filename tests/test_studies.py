@@ -225,7 +225,10 @@ def test_shares_of_a_gain():
             ["pareto", "study.sizes.demo.tokenz=2"],
             "no option 'study.sizes.demo.tokenz'; nearest: study.sizes.demo.tokens",
         ),
-        (["surrogate", "study.sizes.demo.ks=8"], "study.sizes.demo.ks=8: a list, such as [8]"),
+        (
+            ["surrogate", "study.sizes.demo.ks=8"],
+            "study.sizes.demo.ks=8: a list, each a whole number of at least 1, such as [8, 16]",
+        ),
         (["pareto", "study.sizes.demo.ks=[]"], "study.sizes.<size>.ks=[]: give at least one k, such as [8, 16]"),
     ],
 )

@@ -18,6 +18,7 @@ import yaml
 from rayscope.cli import main
 from rayscope.wandb_file import records
 from rayscope.wandb_run import WandbRun
+from toys import latest
 
 HOOKS = ("blocks.1.hook_resid_post", "blocks.1.mlp.hook_post")
 
@@ -105,7 +106,7 @@ def common(tiny_gpt2, text_file) -> list[str]:
 
 def train(common: list[str], *more: str) -> None:
     options = ["k=4", "dictionaries=[topk,abstopk]", "tokens=1280", "training.calibration_tokens=256"]
-    main(["train", *common, *options, "training.log_every=5", "training.checkpoint_steps=8", *more])
+    main(latest("train", *common, *options, "training.log_every=5", "training.checkpoint_steps=8", *more))
 
 
 def test_one_run_for_training_its_resumption_and_evaluation(one_thread, common, tmp_path, monkeypatch, capsys):

@@ -60,3 +60,8 @@ def save_gpt2(folder: Path) -> Path:
     network.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def latest(*arguments: object) -> list[str]:
+    """The arguments, the last of each key: a command refuses a key that is given twice."""
+    return list({str(argument).partition("=")[0]: str(argument) for argument in arguments}.values())

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hydra.errors import HydraException
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from rayscope.disks import in_words
 from rayscope.escapes import one_line
@@ -36,6 +36,8 @@ def explain(
     of_hydra = isinstance(error, HydraException | OmegaConfBaseException)
     if of_hydra and error.__cause__ and (known := explain(error.__cause__, places, resumes)):
         return known  # what hydra called says it better than hydra
+    if isinstance(error, ConfigAttributeError | ConfigKeyError) and "not in struct" in str(error):
+        return CommandError(f"option {error.full_key} is missing here; it was taken out by ~ or by a file of your own")
     if isinstance(error, MissingMandatoryValue):
         return CommandError(f"{error.full_key} is not set; give {error.full_key}=...")
     if is_out_of_memory(error):

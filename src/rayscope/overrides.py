@@ -1,78 +1,199 @@
-"""key=value arguments checked before hydra composes them: what it refuses at length is one line with the nearest names."""
+"""key=value arguments made ready for hydra: read by the option's type and quoted for its grammar, or refused in one line."""
 
+import re
+import shlex
+from collections.abc import Iterator
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from omegaconf.grammar_parser import parse as parse_interpolation
 
-NUMBERS = {  # the type of a default: the types that may replace it
-    bool: ({bool}, "true or false"),
-    int: ({int}, "a whole number"),
-    float: ({int, float}, "a number"),
-}
+from rayscope.options import declared, nearest, read, shown
+from rayscope.values import Listed, Optional, Type
+
+PAIRS = {"(": ")", "[": "]", "{": "}"}
+SWEEP = re.compile(r"\s*(range|choice|interval|glob|shuffle|sort|tag)\s*\(")  # what a sweeper takes apart
 
 
-def check(command: str, given: list[str], sweep: bool = False) -> None:
-    """One line, with the nearest valid names, for what hydra would refuse at length, and for a number that is none."""
-    with hydra.initialize_config_module("rayscope.conf", version_base="1.3", job_name=command):
-        base = hydra.compose(command)
+def ready(given: list[str], sweep: bool = False) -> list[str]:
+    """The arguments in a form that hydra reads as they are meant. sweep: with -m, where commas separate values.
+
+    Raises ValueError for an argument that is not key=value, a key given twice, an unknown choice of a group, a value that is
+    not of the option's type, and several values without -m.
+    """
+    pairs = [split(text) for text in given]
+    check_once(pairs)
+    return [one(sign, key, value, sweep) for sign, key, value in pairs]
+
+
+def split(text: str) -> tuple[str, str, str | None]:
+    """`++a.b=c` -> ("++", "a.b", "c"); `~a` -> ("~", "a", None)."""
+    sign, key, equals, value = re.fullmatch(r"(\+\+|\+|~)?([^=]*)(=?)(.*)", text, re.DOTALL).groups()  # type: ignore[union-attr]
+    if not key.strip() or not (equals or sign == "~"):
+        raise ValueError(f"{shown(text)!r} is not key=value")
+    return sign or "", key.strip(), value if equals else None
+
+
+def check_once(pairs: list[tuple[str, str, str | None]]) -> None:
+    """Raises ValueError for a key that is given twice, such as by a shell that expands {2,4}."""
+    by_key: dict[str, list[str]] = {}
+    for sign, key, value in pairs:
+        if sign != "~":
+            by_key.setdefault(key, []).append(value or "")
+    for key, values in by_key.items():
+        if len(values) > 1:
+            advice = "give it once"
+            start = common_start(values)
+            end = common_start([value[len(start) :][::-1] for value in values])[::-1]
+            if start + end:
+                between = ",".join(value[len(start) : len(value) - len(end)] for value in values)
+                whole = shlex.quote(f"{key}={start}{{{between}}}{end}")
+                advice += f"; if the shell made these of one argument with braces, quote it: {shown(whole, 200)}"
+            raise ValueError(f"{key} is given {len(values)} times ({', '.join(map(shown, values))}); {advice}")
+
+
+def common_start(texts: list[str]) -> str:
+    same = [len(set(characters)) == 1 for characters in zip(*texts, strict=False)]
+    return texts[0][: same.index(False) if False in same else len(same)]
+
+
+def one(sign: str, key: str, value: str | None, sweep: bool) -> str:
+    start = f"{sign}{key}"
+    if value is None:
+        return start
+    parts = at_commas(value)
+    of = declared(key)
+    if sweep and SWEEP.match(value):
+        return f"{start}={value}"
+    if key in groups():
+        if not sweep:
+            check_choice(key, value.strip())
+        return f"{start}={value}"
+    if of is None:  # of hydra itself, a group's package, a mapping of several options, or unknown: hydra's to compose
+        return f"{start}={value}"
+    if sweep and len(parts) > 1:
+        return f"{start}={','.join(of_sweep(key, part, of) for part in parts)}"
+    if len(parts) > 1:
+        raise ValueError(several(key, value, of))
+    return f"{start}={literal(key, value, of)}"
+
+
+def several(key: str, value: str, of: Type | None = None) -> str:
+    """What is said of commas without -m."""
+    inner = of.of if isinstance(of, Optional) else of
+    message = f"{key}={shown(value)}: give -m to run several"
+    if isinstance(inner, Listed) or key == "dictionaries":
+        entries = ",".join(part.strip().removeprefix("[").removesuffix("]") for part in at_commas(value))
+        return f"{message}, or [{entries}] for a list: {shlex.quote(f'{key}=[{entries}]')}"
+    if of is not None and of.written:
+        return f"{message}, or for one value with a comma {shlex.quote(f'{key}={quoted(value)}')}"
+    return message
+
+
+def of_sweep(key: str, text: str, of: Type) -> str:
+    """A wrong value is left to its job, which fails while the others run."""
+    try:
+        return literal(key, text, of)
+    except ValueError:
+        return text if parse(text) is not None else quoted(text)
+
+
+def literal(key: str, text: str, of: Type) -> str:
+    """The value as hydra's grammar has it, once it is read by its type."""
+    if "${" in text:  # it follows from other values, and is checked when it is known
         try:
-            overrides = [first_of_sweep(text) for text in given] if sweep else given
-            config = hydra.compose(command, overrides)
-        except (HydraException, OmegaConfBaseException) as error:
-            chosen = [text for text in given if text.partition("=")[0] in groups()]
-            for override in chosen:
-                check_override(override, base)
-            for override in given:
-                check_override(override, hydra.compose(command, chosen))  # which may have options that the base has not
-            where = f"{error.override}: " if isinstance(error, OverrideParseException) else ""
-            raise ValueError(where + str(error).split("\n")[0]) from None
-    wanted = flat(base)
-    for key, value in flat(config).items():
-        fitting, what = NUMBERS.get(type(wanted.get(key)), (None, ""))
-        if fitting and type(value) not in fitting:
-            raise ValueError(f"{key}={value}: must be {what}, such as {str(wanted[key]).lower()}")
+            parse_interpolation(text)
+        except OmegaConfBaseException:
+            raise ValueError(
+                f"{key}={shown(text)}: ${{ begins a reference to another option, such as ${{seed}}"
+            ) from None
+        return quoted(text) if of.written and parse(text) is None else text
+    value = read(key, value_of(text, of))
+    return text if repr(parse(text)) == repr(value) else written(value)
 
 
-def first_of_sweep(text: str) -> str:
-    """`k=4,8` of a multirun -> `k=4`; any other override as it is."""
-    override = OverridesParser.create().parse_override(text)
-    return (
-        f"{override.get_key_element()}={next(override.sweep_string_iterator())}"
-        if override.is_sweep_override()
-        else text
-    )
+def value_of(text: str, of: Type) -> Any:
+    """What the text says: of a list its entries; what hydra's quotes enclose; of a type that is text, all as it stands."""
+    inner = of.of if isinstance(of, Optional) else of
+    bare = text.strip()
+    if isinstance(inner, Listed):
+        if bare[:1] == "[" and bare[-1:] == "]":
+            entries = at_commas(bare[1:-1]) if bare[1:-1].strip() else []
+            return [value_of(entry, inner.of) for entry in entries]
+        return value_of(text, inner.of)
+    parsed = parse(bare)
+    if isinstance(parsed, QuotedString):
+        return parsed.text
+    if inner.written and bare in ("null", "NULL", "None"):
+        return None
+    if inner.written or parsed is None:
+        return bare
+    return parsed
 
 
-def check_override(override: str, base: DictConfig) -> None:
-    """Raises ValueError where the override's key, or its choice of a group, is not known."""
-    key, equals, value = override.partition("=")
-    if not equals and key[:1] != "~":
-        raise ValueError(f"{override!r} is not key=value")
-    choices = groups().get(key)
-    if choices is not None:
-        for choice in value.strip("[]").split(","):
-            if choice not in choices:
-                near = get_close_matches(choice, choices, n=3, cutoff=0.5) or choices
-                raise ValueError(f"no {key}={choice}; nearest: {', '.join(near)}")
-    elif key[:1] not in "+~" and "/" not in key and "@" not in key:
-        known = list(flat(base, between=True))
-        parent, _, last = key.rpartition(".")
-        siblings = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == parent}
-        near = [siblings[name] for name in get_close_matches(last, siblings, n=3)]
-        if key not in known:
-            near = (
-                list(dict.fromkeys(near + get_close_matches(key, known, n=3)))
-                or list(siblings)
-                or [str(k) for k in base]
-            )
-            raise ValueError(f"no option {key!r}; nearest: {', '.join(near)}")
+def parse(text: str) -> Any:
+    """The value by hydra's grammar; None for what it refuses, and for null."""
+    try:
+        override = OverridesParser.create().parse_override(f"key={text}")
+        value = override._value
+        return value if isinstance(value, QuotedString) else override.value()
+    except Exception:  # its lexer and visitors raise several kinds
+        return None
+
+
+def quoted(text: str) -> str:
+    return QuotedString(text, Quote.double).with_quotes()
+
+
+def written(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return str(value).lower().replace("none", "null")
+    if isinstance(value, list):
+        return f"[{','.join(map(written, value))}]"
+    return quoted(value) if isinstance(value, str) else repr(value)
+
+
+def at_commas(text: str) -> list[str]:
+    """The text cut at its commas, but for those inside brackets and quotes."""
+    parts, closing, quote, start = [""], [], "", True
+    for before, character in zip(" " + text, text, strict=False):
+        if quote:
+            quote = "" if character == quote and before != "\\" else quote
+        elif character in "'\"" and start:
+            quote = character
+        elif character in PAIRS:
+            closing.append(PAIRS[character])
+        elif closing and character == closing[-1]:
+            closing.pop()
+        start = (start and character == " ") or character in ",[{(:"
+        if character == "," and not closing and not quote:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
+
+
+def check_choice(group: str, choice: str) -> None:
+    """Raises ValueError for what the group does not have."""
+    listed = choice.strip().removeprefix("[").removesuffix("]")
+    inside = choice.startswith("[") and choice.endswith("]") and "[" not in listed and "]" not in listed
+    names = [name.strip() for name in listed.split(",")] if inside and listed else [choice]
+    if not inside and "," in choice:
+        raise ValueError(several(group, choice))
+    known = groups()[group]
+    for name in names if listed or not inside else []:
+        name = name.strip("'\"")
+        none = group == "logger" and name == "null"
+        if not none and "${" not in name and name not in known:
+            near = get_close_matches(name, known, n=3, cutoff=0.5) or known
+            raise ValueError(f"no {group}={shown(name)}; nearest: {', '.join(near)}")
 
 
 def groups() -> dict[str, list[str]]:
@@ -85,13 +206,42 @@ def groups() -> dict[str, list[str]]:
     }
 
 
-def flat(config: DictConfig, prefix: str = "", between: bool = False) -> dict[str, Any]:
-    """{"a.b": value}; None where it is missing or cannot be resolved; with `between`, "a" too."""
-    found: dict[str, Any] = {}
-    for key in map(str, config):
-        name, node = f"{prefix}{key}", config._get_node(key)
+def refused(command: str, given: list[str], base: DictConfig, error: Exception) -> str:
+    """One line on why hydra does not compose these arguments. base: the command's configuration with the groups chosen."""
+    known = list(names_of(base))
+    for sign, key, value in map(split, given):
+        if key in groups() and "No match in the defaults list" in str(error) and f"'{key}'" in str(error):
+            inside = [name for name in known if name.startswith(f"{key}.")]
+            there = ", ".join(inside or map(str, base))
+            return f"{key}={shown(value)}: {command} has no {key} to choose; it has {there}"
+        if key in groups() and value is not None:
+            try:
+                check_choice(key, value)
+            except ValueError as wrong:
+                return str(wrong)
+        if key in groups() or key.split(".")[0].split("/")[0] == "hydra" or "@" in key or "/" in key:
+            continue
+        if sign in ("", "~") and key not in known:
+            return f"no option {key!r}; nearest: {', '.join(nearest(key, known))}"
+        if sign == "+" and key in known:
+            return f"+{key}: {key} is there already; give it without the +"
+        if sign != "~" and declared(key) is None and parse(value or "") is None and (value or "").lower() != "null":
+            return (
+                f"{key}={shown(value)}: hydra cannot read it; text in it may need quotes: {shlex.quote(f'{key}=...')}"
+            )
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, name = (error.missing_cfg_file or "").rpartition("/")
+        return (
+            f"no {group}={shown(name)}; nearest: {', '.join(get_close_matches(name, error.options) or error.options)}"
+        )
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException | HydraException) else error
+    return str(cause).strip().split("\n")[0]
+
+
+def names_of(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Every "a" and "a.b" of the configuration."""
+    for name in list(config):
+        yield f"{prefix}{name}"
+        node = config._get_node(name)
         if isinstance(node, DictConfig) and not node._is_missing() and not node._is_none():
-            found |= ({name: None} if between else {}) | flat(node, f"{name}.", between)
-        else:
-            found[name] = OmegaConf.select(config, key) if not OmegaConf.is_interpolation(config, key) else None
-    return found
+            yield from names_of(node, f"{prefix}{name}.")
