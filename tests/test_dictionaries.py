@@ -379,6 +379,12 @@ def test_default_learning_rate():
         ({"encoder": "thawed"}, "encoder='thawed'"),
         ({"lr": 0.0}, "lr=0"),
         ({"auxk": 41}, "auxk=41"),
+        ({"k": 1.5}, "k=1.5 must be a whole number"),
+        ({"latents": "40"}, "latents='40' must be a whole number"),
+        ({"auxk": 2.5}, "auxk=2.5 must be a whole number"),
+        ({"seed": None}, "seed=None must be a whole number"),
+        ({"seed": 2**64}, f"seed={2**64} must fit in 64 bits"),
+        ({"lr": "1e-3"}, "lr='1e-3' must be a number"),
     ],
 )
 def test_bad_arguments(arguments, message):

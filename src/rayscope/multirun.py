@@ -113,7 +113,7 @@ class Sweeper(plugin.Sweeper):
                 raise CommandError(f"{override.input_line}: this sweep has no list of values; give them, as in k=4,8")
         return [list(job) for job in dict.fromkeys(itertools.product(*values.values()))]
 
-    def launch(self, left: dict[str, tuple[int, Sequence[str]]], failed: dict[str, str]) -> None:
+    def launch(self, left: dict[str, tuple[int, list[str]]], failed: dict[str, str]) -> None:
         """Runs the jobs and takes those that ended out of `left`: with hydra's own launcher one by one, else all at once."""
         basic = self.config.hydra.launcher._target_ == BASIC.format("launcher", "Launcher")
         for names in [[name] for name in left] if basic else [list(left)]:

@@ -56,6 +56,13 @@ class Codes:
         return cls(kept.nonzero()[:, 1], z_NL[kept], offsets, z_NL.shape[1])
 
 
+def whole(**values: Any) -> None:
+    """Raises ValueError for the first that is not a whole number."""
+    for name, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ValueError(f"{name}={value!r} must be a whole number")
+
+
 class Dictionary(nn.Module):
     """x_hat = z @ directions + bias, z sparse. Subclasses say how z is found.
 
@@ -82,9 +89,7 @@ class Dictionary(nn.Module):
 
     def __init__(self, width: int, latents: int, k: int):
         super().__init__()
-        for name, value in (("width", width), ("latents", latents), ("k", k)):
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise ValueError(f"{name}={value!r} must be a whole number")
+        whole(width=width, latents=latents, k=k)
         if width < 1 or latents < 1:
             raise ValueError(f"width={width} and latents={latents} must be at least 1")
         if k < 1:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rayscope.dictionaries.autoencoders import TopK
+from rayscope.dictionaries.base import whole
 from rayscope.dictionaries.kernels import Plan, gather_dot
 from rayscope.dictionaries.learned import full_precision
 from rayscope.dictionaries.selection import choose_by_vector, largest_in_rows
@@ -25,6 +26,7 @@ class BottleneckTopK(TopK):
 
     def __init__(self, width: int, latents: int, k: int, rank: int = 24, **kwargs):
         super().__init__(width, latents, k, **kwargs)
+        whole(rank=rank)
         if not 1 <= rank <= width:
             raise ValueError(f"rank={rank} must be between 1 and the width {width}")
         if k > latents - rank:

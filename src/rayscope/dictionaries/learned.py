@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rayscope.dictionaries.auxk import auxk_error
-from rayscope.dictionaries.base import Codes
+from rayscope.dictionaries.base import Codes, whole
 from rayscope.dictionaries.folding import Folding
 from rayscope.dictionaries.kernels import Plan, gather_dot, sparse_decode
 from rayscope.dictionaries.selection import products
@@ -53,6 +53,12 @@ class Learned(Folding):
             raise ValueError(f"decoder={decoder!r}; it is one of {', '.join(DECODERS)}")
         if encoder not in ENCODERS:
             raise ValueError(f"encoder={encoder!r}; it is one of {', '.join(ENCODERS)}")
+        whole(seed=seed, **({} if auxk is None else {"auxk": auxk}))
+        if not -(2**63) <= seed < 2**64:
+            raise ValueError(f"seed={seed} must fit in 64 bits, as torch's generators take it")
+        for name, value in (("lr", 1 if lr is None else lr), ("auxk_coefficient", auxk_coefficient)):
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"{name}={value!r} must be a number")
         if lr is not None and not lr > 0:
             raise ValueError(f"lr={lr} must be above 0 (null: 2e-4 / sqrt(latents / 2**14))")
         if auxk is not None and not 0 <= auxk <= latents:
