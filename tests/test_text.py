@@ -173,9 +173,16 @@ def test_a_paragraph_of_two_pieces_stays_whole(tmp_path: Path):
     [
         ('id,text\n1,fine\n2,"a quote that never ends\n3,lost\n', "row that begins at .*a.csv line 3 is not CSV"),
         ('id,text\n1,"a quote" that ends\n', "row that begins at .*a.csv line 2 is not CSV"),
-        ('id,text\n1,"two\nlines"\n2,hello, world\n', "row that begins at .*a.csv line 4 has 3 fields, the header 2"),
-        ("id,text\n1,one\n2\n", "row that begins at .*a.csv line 3 has 1 fields, the header 2"),
-        ("id,text\n1,half \r other half\n", "row that begins at .*a.csv line 3 has 1 fields, the header 2"),
+        (
+            'id,text\n1,"two\nlines"\n2,hello, world\n',
+            "row that begins at .*a.csv line 4 and the header have 3 and 2 fields",
+        ),
+        ("id,text\n1,one\n2\n", "row that begins at .*a.csv line 3 and the header have 1 and 2 fields"),
+        ("id,text\n1,half \r other half\n", "row that begins at .*a.csv line 3 and the header have 1 and 2 fields"),
+        ("text,id\none,1, ,more\n", "row that begins at .*a.csv line 2 and the header have 4 and 2 fields"),
+        ("id;text\n1;one\n", "it has id;text; its columns are separated by semicolons"),
+        ("id\ttext\n1\tone\n", "it has id\ttext; its columns are separated by tabs"),
+        ("id, text\n1, one\n", "no such column; it has ' text'$"),
         ("id,text\n1,nul \0 inside\n", "row that begins at .*a.csv line 2 holds a NUL byte"),
         ("text,text\none,two\n", "the header, .*a.csv line 1, has 2 columns of that name"),
         ("id,text\n", "a.csv holds no text"),
@@ -189,10 +196,31 @@ def test_a_csv_is_read_strictly(tmp_path: Path, content: str, said: str):
         list(Files(str(tmp_path / "a.csv")).documents())
 
 
+def test_rows_of_a_csv_that_lose_no_text_are_read(tmp_path: Path):
+    rows = ["id,text,label", "1,one,x", "2,two", "3,three,,, ", "", " ,", "   ", "4,,x", '5,"five, and\nmore"']
+    (tmp_path / "a.csv").write_text("\n".join(rows))
+    assert [d.text for d in Files(str(tmp_path / "a.csv")).documents()] == ["one", "two", "three", "five, and\nmore"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
+def test_a_txt_in_another_encoding_whose_bytes_are_utf8_is_refused(tmp_path: Path, encoding: str):
+    (tmp_path / "a.txt").write_bytes("Each of these bytes is UTF-8.".encode(encoding))
+    with pytest.raises(ValueError, match=r"^text.files: .*a.txt is UTF-16 or UTF-32, or no text; convert it to UTF-8"):
+        list(Files(str(tmp_path / "a.txt")).documents())
+
+
+def test_jsonl_files_with_byte_order_marks_may_be_joined(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('\ufeff{"text": "one"}\n\ufeff{"text": "two"}\n', encoding="utf-8")
+    assert [d.text for d in Files(str(tmp_path / "a.jsonl")).documents()] == ["one", "two"]
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('{"text": "a"} rest', "line 2 is not JSON"),
+        (
+            '{"text": "a"} rest',
+            "line 2 is not JSON .Extra data.; each line is one object, such as {.text.: .\\.\\.\\..}$",
+        ),
         ('{"text": "a", "text": "b"}', "line 2 cannot be read .it has 'text' twice"),
         ('{"text": NaN}', "line 2 holds float, not text"),
         ('[{"text": "a"}]', "line 2 is not an object with a column 'text'"),
@@ -285,7 +313,10 @@ def strict(kind: str, content: bytes) -> list[str] | None:
             texts = [row["text"] for row in rows]
         else:
             header, *rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
-            texts = [dict(zip(header, row, strict=True))["text"] for row in rows]
+            rows = [row for row in rows if "".join(row).strip()]
+            if any("".join(row[len(header) :]).strip() for row in rows):
+                return None
+            texts = [dict(zip(header, row, strict=False))["text"] for row in rows]
     except (ValueError, KeyError, TypeError, csv.Error, RecursionError):
         return None
     return texts

@@ -17,7 +17,10 @@ BREAKS = tuple(map(re.compile, (r"\s*\n\s*", r"(?<=[.?!])\s+|(?<=[。！？])", 
 
 
 def read_txt(path: Path, column: str) -> Iterator[str]:
-    for stretch in path.read_text(encoding=UTF8).split(END_OF_TEXT):
+    text = path.read_text(encoding=UTF8)
+    if "\0" in text[:4]:
+        raise ValueError(f"text.files: {path} is UTF-16 or UTF-32, or no text; convert it to UTF-8 first")
+    for stretch in text.split(END_OF_TEXT):
         piece: list[str] = []
         for paragraph in re.split(r"\n\s*\n", stretch.strip()):
             for part in cut(paragraph):
@@ -48,24 +51,26 @@ def read_jsonl(path: Path, column: str) -> Iterator[str]:
             raise ValueError(f"it has {column!r} twice")
         return found
 
+    shape = f"each line is one object, such as {json.dumps({column: '...'}, ensure_ascii=False)}"
     with path.open(encoding=UTF8) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             where = f"{path} line {number}"
-            try:
-                row = json.loads(line, object_pairs_hook=unique)
+            try:  # files with byte order marks may have been joined
+                row = json.loads(line.removeprefix("\ufeff"), object_pairs_hook=unique)
             except json.JSONDecodeError as error:
-                raise ValueError(f"text.files: {where} is not JSON ({error.msg})") from None
+                raise ValueError(f"text.files: {where} is not JSON ({error.msg}); {shape}") from None
             except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists in lists
                 raise ValueError(f"text.files: {where} cannot be read ({str(error).split(';')[0]})") from None
             if not isinstance(row, dict):
-                raise ValueError(f"text.files: {where} is not an object with a column {column!r}")
+                raise ValueError(f"text.files: {where} is not an object with a column {column!r}; {shape}")
             yield text_of(row, column, where)
 
 
 def read_csv(path: Path, column: str) -> Iterator[str]:
-    """Strict: a quote that is never closed, or a comma too many, would make other documents of the text."""
+    """Strict: a quote that is never closed, a comma too many or a line end without quotes would make other documents of the
+    text. What loses none is read: blank rows, rows that end after the text, and empty fields at a row's end."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     with path.open(encoding=UTF8, newline="") as file:
         rows = csv.reader(file, strict=True)
@@ -84,15 +89,24 @@ def read_csv(path: Path, column: str) -> Iterator[str]:
             if header is None and row:
                 header = row
                 if header.count(column) != 1:
-                    raise ValueError(no_column(column, header, f"the header, {where},"))
-            elif header is not None and row:
-                if len(row) != len(header):
+                    raise ValueError(no_column(column, header, f"the header, {where},") + separator(header))
+                place = header.index(column)
+            elif header is not None and "".join(row).strip():
+                if len(row) <= place or "".join(row[len(header) :]).strip():
                     raise ValueError(
-                        f"text.files: the row that begins at {where} has {len(row)} fields, the header {len(header)}; "
-                        "text that holds commas or line ends stands in quotes"
+                        f"text.files: the row that begins at {where} and the header have {len(row)} and {len(header)} "
+                        "fields; text that holds commas or line ends stands in quotes"
                     )
-                yield row[header.index(column)]
+                yield row[place]
             line = rows.line_num + 1
+
+
+def separator(header: list[str]) -> str:
+    """A hint, if the header of a CSV is one field of several columns."""
+    for sign, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
+        if len(header) == 1 and sign in header[0]:
+            return f"; its columns are separated by {name}, and commas are read alone"
+    return ""
 
 
 def read_parquet(path: Path, column: str) -> Iterator[str]:
@@ -136,5 +150,6 @@ def no_column(column: str, columns: list, where: str) -> str:
     if column in columns:
         return f"text.column={column}: {where} has {columns.count(column)} columns of that name"
     near = get_close_matches(column, columns, n=3, cutoff=0.4) or columns[:8]
-    shown = ", ".join(name if len(name) <= 24 else f"{name[:20]}..." for name in near) or "none"
+    shorter = [name if len(name) <= 24 else f"{name[:20]}..." for name in near]
+    shown = ", ".join(name if name and name == name.strip() else repr(name) for name in shorter) or "none"
     return f"text.column={column}: {where} has no such column; it has {shown}"
