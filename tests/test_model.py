@@ -185,6 +185,12 @@ def without(part: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
         (without("h.2.mlp"), "random: transformer.h.2.mlp.c_fc.bias, .*, and 1 more$"),
         (lambda t: {**t, "transformer.h.1.attn.c_attn.lora_A": torch.ones(2)}, "not in the model .*: .*lora_A$"),
         (lambda t: {n: x.to(torch.int8) if "c_fc" in n else x for n, x in t.items()}, "c_fc.bias is of type I8"),
+        (lambda t: {**t, "lm_head.weight": torch.ones(300, 32)}, "lm_head.weight is 300 x 32 .*wte.weight 320 x 32$"),
+        (lambda t: {**t, "transformer.ln_f.bias": torch.tensor(1.0)}, "ln_f.bias is a single number in the file"),
+        (
+            lambda t: {**t, "transformer.wpe.weight": torch.ones(0, 32)},
+            "is 0 x 32 in the file, 32 x 32 by config.json$",
+        ),
     ],
 )
 def test_a_model_that_is_not_all_in_the_file_is_refused(tiny_gpt2, tmp_path, capfd, change, said):
@@ -210,6 +216,9 @@ def test_a_model_that_is_not_all_in_the_file_is_refused(tiny_gpt2, tmp_path, cap
         ({"tie_word_embeddings": False}, "random: lm_head.weight$"),
         ({"n_layer": "3"}, "config.json cannot be loaded .*'n_layer' expected int, got str"),
         ({"n_layer": 0}, "config.json's n_layer=0: at least 1"),
+        ({"n_layer": 10**30}, "config.json's n_layer=10{30}: at least 1, at most 1,000$"),
+        ({"n_embd": 10**30}, "config.json's n_embd=10{30}: at least 1, at most"),
+        ({"attn_pdrop": "x"}, "config.json cannot be loaded .Field 'attn_pdrop' with value 'x' doesn't match [^:]*$"),
         ({"n_head": 3}, "config.json's n_embd=32 is not a multiple of n_head=3"),
         ({"activation_function": "foo"}, "activation_function='foo': not known"),
         ({"model_type": 5}, "a 5 model; rayscope reads models of type 'gpt2'"),
@@ -240,6 +249,39 @@ def test_what_is_whole_in_another_form_is_the_same_model(tiny_gpt2: Path, tmp_pa
     torch.save(load_file(old / "model.safetensors"), old / "pytorch_model.bin")
     (old / "model.safetensors").unlink()
     assert load(str(old)).fingerprint == model.fingerprint
+
+
+def test_integers_in_a_bin_file_are_refused(tiny_gpt2: Path, tmp_path: Path):
+    """Converted to floating point, they would be another model."""
+    folder = copy_of(tiny_gpt2, tmp_path / "model", without="model.safetensors")
+    tensors = {name: (10 * t).to(torch.int8) for name, t in load_file(tiny_gpt2 / "model.safetensors").items()}
+    torch.save(tensors, folder / "pytorch_model.bin")
+    with pytest.raises(
+        ValueError, match=rf"^model.name={folder}: [^\n]* is of type int8; weights are read in floating"
+    ):
+        load(str(folder))
+
+
+def test_an_adapter_is_refused_and_other_weights_in_the_folder_are_not_looked_at(
+    tiny_gpt2: Path, tmp_path: Path, model
+):
+    """transformers would load what the adapter names in its place, or leave the adapter out: that depends on peft."""
+    folder = copy_of(tiny_gpt2, tmp_path / "model")
+    save_file({"x": torch.ones(1, dtype=torch.int8)}, folder / "model-00001-of-00002.safetensors")
+    assert load(str(folder)).fingerprint == model.fingerprint
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "gpt2"}))
+    with pytest.raises(ValueError, match=rf"^model.name={folder}: .* adapter_config.json; merge the adapter"):
+        load(str(folder))
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_a_byte_order_mark_in_json_is_said(tiny_gpt2: Path, tmp_path: Path, file: str):
+    folder = copy_of(tiny_gpt2, tmp_path / "model")
+    (folder / file).write_bytes(b"\xef\xbb\xbf" + (folder / file).read_bytes())
+    with pytest.raises(
+        ValueError, match=rf"^model.name={folder}: {file} cannot be loaded .it begins with a byte order"
+    ):
+        load(str(folder))
 
 
 class Planted:

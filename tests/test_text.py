@@ -722,6 +722,53 @@ def test_what_tokens_depend_on_is_in_the_fingerprint(model: LanguageModel, tmp_p
     assert Encoder.of(with_state(tmp_path, model.tokenizer, **changes)).rules != Encoder.of(model.tokenizer).rules
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pre_tokenizer": None},
+        {"pre_tokenizer": {"type": "Whitespace"}},
+        {"pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}},
+        {
+            "pre_tokenizer": {
+                "type": "Sequence",
+                "pretokenizers": [
+                    {"type": "Split", "pattern": {"String": " "}, "behavior": "Removed", "invert": False},
+                    {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+                ],
+            }
+        },
+    ],
+)
+def test_a_tokenizer_that_drops_characters_silently_is_refused(model: LanguageModel, tmp_path: Path, changes: dict):
+    with pytest.raises(ValueError, match=r"^tokenizer: its tokens do not hold every character, [^\n]*$"):
+        Encoder.of(with_state(tmp_path, model.tokenizer, **changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"normalizer": {"type": "Lowercase"}},
+        {"normalizer": {"type": "NFKC"}},
+        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}},
+        {
+            "normalizer": {"type": "ByteLevel"},
+            "pre_tokenizer": {
+                "type": "Split",
+                "pattern": {"String": "Ġ"},
+                "behavior": "MergedWithNext",
+                "invert": False,
+            },
+        },
+    ],
+)
+def test_a_tokenizer_of_other_rules_that_keeps_every_character_is_not(
+    model: LanguageModel, tmp_path: Path, changes: dict
+):
+    tokenizer = with_state(tmp_path, model.tokenizer, **changes)
+    tokenizer.add_tokens(["  ", "漢"])
+    assert Encoder.of(tokenizer).vocabulary == len(model.tokenizer) + 2
+
+
 def test_a_tokenizer_that_would_lose_characters_is_refused(model: LanguageModel, tmp_path: Path):
     state = json.loads(model.tokenizer.backend_tokenizer.to_str())["model"]
     vocab = {("~~" if token == "h" else token): number for token, number in state["vocab"].items()}

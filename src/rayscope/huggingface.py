@@ -49,7 +49,8 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def first_words(error: BaseException) -> str:
-    """Its type and the start of its message, whose rest is often advice for programmers."""
+    """Its type and the start of its message, whose rest is often advice for programmers; of a field that is wrong, which."""
     lines = [line.strip() for line in str(error).strip().split("\n")]
-    said = lines[1] if lines[0].startswith("Validation error") and len(lines) > 1 else lines[0]
-    return f"{type(error).__name__}: {said}"[:LONGEST]
+    if lines[0].startswith("Validation error") and len(lines) > 1:
+        return lines[1].removeprefix("TypeError: ").partition(" Errors: ")[0][:LONGEST]
+    return f"{type(error).__name__}: {lines[0]}"[:LONGEST]

@@ -1,5 +1,6 @@
 """A GPT-2 and its tokenizer as they are on disk or on the hub: every tensor from the file, or one line that says which is not."""
 
+import codecs
 import json
 import os
 import re
@@ -28,6 +29,17 @@ WRAPPERS = {  # what they put into the names of the tensors of a module that the
     "module.": "DataParallel or DeepSpeed",
 }
 MASKS = re.compile(r"\.attn\.(bias|masked_bias)$")  # GPT-2's causal mask, kept in old files and the same in every model
+FLOATS = (
+    "F64",
+    "F32",
+    "F16",
+    "BF16",
+    "float64",
+    "float32",
+    "float16",
+    "bfloat16",
+)  # as safetensors and torch call them
+MOST, MOST_LAYERS = 10**8, 1000  # of config.json's sizes: a model of more would not be made in any time or memory
 FIELDS = {  # the number of config.json that a tensor's first axis is
     "transformer.wte.weight": "vocab_size",
     "lm_head.weight": "vocab_size",
@@ -102,22 +114,54 @@ def check_folder(name: str, folder: Path) -> None:
     for file in JSON:
         if (folder / file).is_file():
             try:
-                whole = json.loads((folder / file).read_bytes())
+                content = (folder / file).read_bytes()
+                whole = json.loads(content)
+                if content.startswith(codecs.BOM_UTF8):  # which the libraries do not read
+                    raise ValueError("it begins with a byte order mark")
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"model.name={name}: {file} cannot be loaded ({error})") from None
             if not isinstance(whole, dict):
                 raise ValueError(f"model.name={name}: {file} cannot be loaded (it holds no JSON object)")
             if file == "config.json" and whole.get("model_type", "gpt2") != "gpt2":
                 raise ValueError(another_architecture(name, whole["model_type"]))
-    for file in folder.glob("model*.safetensors"):
-        with reading(name, file.name), safe_open(file, "pt") as tensors:
-            names = [key for key in tensors.keys() if not MASKS.search(key)]  # noqa: SIM118 (it is no dict)
-            kinds = {key: tensors.get_slice(key).get_dtype() for key in names}
-        for key, kind in kinds.items():
-            if kind not in ("F64", "F32", "F16", "BF16"):
+    if (folder / "adapter_config.json").is_file():
+        raise ValueError(
+            f"model.name={name}: the folder has an adapter_config.json; merge the adapter into the model "
+            "(merge_and_unload) and save that in a folder of its own (save_pretrained)"
+        )
+    check_tensors(name, folder)
+
+
+def check_tensors(name: str, folder: Path) -> None:
+    """The types in the files, which the libraries would convert, and the two shapes that they take for one."""
+    weights = next(file for file in WEIGHTS if (folder / file).is_file())
+    stem, end = weights.split(".")[:2]
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in sorted(folder.glob(f"{stem}-*.{end}")) if weights.endswith("json") else [folder / weights]:
+        with reading(name, file.name):
+            found = header(file)
+        for key, (kind, size) in found.items():
+            if kind not in FLOATS and not MASKS.search(key):
                 raise ValueError(
                     f"model.name={name}: {key} is of type {kind}; weights are read in floating point alone"
                 )
+            shapes[key.removeprefix("transformer.")] = size
+    embedding, head = shapes.get("wte.weight"), shapes.get("lm_head.weight")
+    if embedding is not None and head is not None and embedding != head:
+        raise ValueError(
+            f"model.name={name}: lm_head.weight is {shape(head)} in the file, transformer.wte.weight {shape(embedding)}"
+        )
+
+
+def header(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """{name: (type, shape)} of the tensors in a file, of which none is read."""
+    if file.suffix == ".safetensors":
+        with safe_open(file, "pt") as tensors:
+            slices = {key: tensors.get_slice(key) for key in tensors.keys()}  # noqa: SIM118 (it is no dict)
+            return {key: (part.get_dtype(), tuple(part.get_shape())) for key, part in slices.items()}
+    found = torch.load(file, map_location="meta", weights_only=True)
+    tensors = {key: part for key, part in found.items() if isinstance(part, torch.Tensor)}
+    return {key: (str(part.dtype).removeprefix("torch."), tuple(part.shape)) for key, part in tensors.items()}
 
 
 def another_architecture(name: str, kind: object) -> str:
@@ -131,8 +175,11 @@ def check_config(name: str, config: Any) -> None:
         raise ValueError(another_architecture(name, config.model_type))
     sizes = ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size", *(["n_inner"] if config.n_inner else []))
     for field in sizes:
-        if getattr(config, field) < 1:
-            raise ValueError(f"model.name={name}: config.json's {field}={getattr(config, field)}: at least 1")
+        most = MOST_LAYERS if field == "n_layer" else MOST
+        if not 1 <= getattr(config, field) <= most:
+            raise ValueError(
+                f"model.name={name}: config.json's {field}={getattr(config, field)}: at least 1, at most {most:,}"
+            )
     if config.n_embd % config.n_head:
         raise ValueError(
             f"model.name={name}: config.json's n_embd={config.n_embd} is not a multiple of n_head={config.n_head}"
@@ -153,7 +200,7 @@ def reading(name: str, what: str) -> Iterator[None]:
         raise
     except BaseException as error:
         said = unreachable(error, "model") or f"{what} cannot be loaded ({first_words(error)})"
-        if what.startswith("pytorch_model.bin"):
+        if what.startswith("pytorch_model") and not what.endswith("json"):
             said = f"{what} does not hold tensors alone; save the model as safetensors (save_pretrained)"
         raise ValueError(f"model.name={name}: {said}") from None
 
@@ -164,7 +211,7 @@ def unlike(network: Any, info: dict[str, Any]) -> str | None:
     unexpected = in_order(name for name in info["unexpected_keys"] if not MASKS.search(name))
     for name, there, wanted in sorted(info["mismatched_keys"]):
         said = f"{name} is {shape(there)} in the file, {shape(wanted)} by config.json"
-        field = FIELDS.get(name) if there[1:] == wanted[1:] else None
+        field = FIELDS.get(name) if there[:1] != (0,) and there[1:] == wanted[1:] else None
         return said + (f": its {field}={wanted[0]} should be {there[0]}" if field else more(info["mismatched_keys"]))
     if wrapped := prefix_of(unexpected, missing):
         prefix, example = wrapped
@@ -227,4 +274,4 @@ def more(names: Iterable[Any]) -> str:
 
 
 def shape(size: Iterable[int]) -> str:
-    return " x ".join(map(str, size))
+    return " x ".join(map(str, size)) or "a single number"

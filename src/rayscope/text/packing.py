@@ -22,6 +22,7 @@ from rayscope.console import progress, say
 from rayscope.files import sweep, whole_folder
 from rayscope.text.documents import END_OF_TEXT, SPLITS, Document, Source, split_of
 
+PROBE = "".join(map(chr, range(1, 0x600)))
 LAYOUT = 3  # of the packed folder; a change of what is written raises it and so repacks
 
 
@@ -157,12 +158,16 @@ class Encoder:
         end = ids.get(END_OF_TEXT)
         if end is None:
             raise ValueError(f"tokenizer has no {END_OF_TEXT}: it is not one of the GPT-2 family")
-        if '"ByteLevel"' in json.dumps([state["normalizer"], state["pre_tokenizer"]]):
-            lost = [byte for byte in ByteLevel.alphabet() if byte not in ids]
-            if lost:
-                raise ValueError(
-                    f"tokenizer: {len(lost)} of 256 bytes have no token, such as {min(lost)!r}; text would be lost"
-                )
+        lost = [byte for byte in ByteLevel.alphabet() if byte not in ids]
+        if lost:
+            raise ValueError(
+                f"tokenizer: {len(lost)} of 256 bytes have no token, such as {min(lost)!r}; text would be lost"
+            )
+        if not lossless(plain):
+            raise ValueError(
+                "tokenizer: its tokens do not hold every character, as those of GPT-2 do: tokenizer.json has no ByteLevel "
+                "step, or one that removes something; text would be lost"
+            )
         return cls(plain, json.dumps(rules, sort_keys=True), end, 1 + max(ids.values()))
 
     def __call__(self, documents: Iterable[Document]) -> Iterator[tuple[str, np.ndarray]]:
@@ -173,6 +178,24 @@ class Encoder:
             encoded = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
             for (name, _), encoding in zip(group, encoded, strict=True):
                 yield split_of(name), np.array([*encoding.ids, self.end])
+
+
+def lossless(tokenizer: Tokenizer) -> bool:
+    """Whether a text of nearly every byte, as the tokenizer's own normalizer leaves it, is in its tokens."""
+    text = f"{PROBE} two  lines\r\n\tand 漢字 🙂 "
+    added = {number: token.content for number, token in tokenizer.get_added_tokens_decoder().items()}
+    encoding = tokenizer.encode(text, add_special_tokens=False)
+    found = [
+        in_bytes(added[i]) if i in added else token for i, token in zip(encoding.ids, encoding.tokens, strict=True)
+    ]
+    normal = text if tokenizer.normalizer is None else tokenizer.normalizer.normalize_str(text)
+    wanted = (normal, in_bytes(normal))  # a normalizer may be the one that turns text into bytes
+    return "".join(found).removeprefix("Ġ") in (each.removeprefix("Ġ") for each in wanted)  # a space may be put before
+
+
+def in_bytes(text: str) -> str:
+    """The text's UTF-8, a character of ByteLevel's alphabet per byte."""
+    return "".join(part for part, _ in ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text))
 
 
 def write(source: Source, encoder: Encoder, context: int, folder: Path) -> None:
