@@ -183,14 +183,12 @@ class Encoder:
 def lossless(tokenizer: Tokenizer) -> bool:
     """Whether a text of nearly every byte, as the tokenizer's own normalizer leaves it, is in its tokens."""
     text = f"{PROBE} two  lines\r\n\tand 漢字 🙂 "
-    added = {number: token.content for number, token in tokenizer.get_added_tokens_decoder().items()}
-    encoding = tokenizer.encode(text, add_special_tokens=False)
-    found = [
-        in_bytes(added[i]) if i in added else token for i, token in zip(encoding.ids, encoding.tokens, strict=True)
-    ]
     normal = text if tokenizer.normalizer is None else tokenizer.normalizer.normalize_str(text)
+    cut = tokenizer.pre_tokenizer
+    pieces = [normal] if cut is None else [piece for piece, _ in cut.pre_tokenize_str(normal)]
+    found = "".join(token.value for piece in pieces for token in tokenizer.model.tokenize(piece))
     wanted = (normal, in_bytes(normal))  # a normalizer may be the one that turns text into bytes
-    return "".join(found).removeprefix("Ġ") in (each.removeprefix("Ġ") for each in wanted)  # a space may be put before
+    return found.removeprefix("Ġ") in (each.removeprefix("Ġ") for each in wanted)  # a space may be put before
 
 
 def in_bytes(text: str) -> str:
