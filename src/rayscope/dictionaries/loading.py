@@ -107,7 +107,7 @@ def find(folder: str | Path) -> dict[str, Path]:
     found = sorted(p for p in complete if not any(part.startswith(".") for part in p.relative_to(folder).parts))
     if not found:
         raise ValueError(
-            f"dictionaries.folder={folder}: no saved dictionary (config.json beside weights.safetensors) there"
+            f"dictionaries.folder={folder}: no saved dictionary (config.json alongside weights.safetensors) there"
         )
     return {str(path.relative_to(folder)): path for path in found}
 

@@ -14,7 +14,7 @@ from rayscope.report.verdicts import BASELINES, answer, sentence, verdicts
 
 
 def summary_table(evaluation: pd.DataFrame, site: str, k: float | None = None, position0: str = "excluded") -> Table:
-    """Nulls on top, ours below, at the headline k; bits beside FVU and dCE with 95% intervals."""
+    """Nulls on top, ours below, at the headline k; bits alongside FVU and dCE with 95% intervals."""
     table = rows(evaluation)
     table = table[(table["site"] == site) & (table["position0"] == position0)]
     table = at_k(table, headline_k(table) if k is None else k)

@@ -95,7 +95,7 @@ def values_said(evaluation: pd.DataFrame) -> str:
 
 
 def headline_k(table: pd.DataFrame) -> float:
-    """The lower middle one of the k that learned dictionaries have (8 of 4, 8, 16, 32); nan where there is none."""
+    """The lower middle one of the k that learned dictionaries have (8 of 4, 8, 16, 32); nan if there are none."""
     learned = table[table["role"].isin(["rays", "directions"])]
     ks = sorted((learned if len(learned) else table)["k"].dropna().unique())
     return float(ks[(len(ks) - 1) // 2]) if ks else math.nan

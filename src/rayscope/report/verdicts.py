@@ -62,7 +62,7 @@ def verdicts(
     position0: str = "excluded",
     roles: Sequence[str] = ("rays", "directions"),
 ) -> list[dict]:
-    """Every learned dictionary beside every rival family at the same number of bits, in fvu and dce.
+    """Every learned dictionary compared with every rival family at the same number of bits, in fvu and dce.
 
     Each is {site, position0, ours, role, k, metric, baseline, bits, value, low, high, documents, baseline_value, baseline_low,
     baseline_high, overlap, outcome, method}. See `at_bits` for the method and `judge` for the outcome.

@@ -33,7 +33,7 @@ SKIPPED = {"test", "tests", "testing", "site-packages", "dist-packages", "__pyca
 class Docs:
     """One document a module (a topic, in `pydoc_data.topics`), named by its dotted path.
 
-    packages: top-level packages to read beside the standard library; one that is not installed raises ValueError. A file
+    packages: top-level packages to read alongside the standard library; one that is not installed raises ValueError. A file
     that cannot be read or parsed is left out.
     """
 
