@@ -48,6 +48,7 @@ def test_two_of_one_name_and_the_names_of_references(model, tmp_path):
         ({"seed": 1.5}, "provenance.seed=1.5, not a whole number"),
         ({"model": "gpt2"}, "provenance.model='gpt2'"),
         ({"model": {"name": "x", "sha256": "0"}}, "trained on model x with other weights"),
+        ({"model": {"name": "x", "architecture": {"layer_norm_epsilon": 0.5}}}, "with layer_norm_epsilon 0.5, but "),
     ],
 )
 def test_a_provenance_that_says_something_else(model, tmp_path, provenance, fact):

@@ -20,6 +20,15 @@ from rayscope.sites import Site
 
 Edit = Callable[[Tensor], Tensor]
 
+ARCHITECTURE = (  # the part of a model's configuration that changes activations, besides the shapes of its weights
+    "n_head",
+    "activation_function",
+    "layer_norm_epsilon",
+    "scale_attn_weights",
+    "scale_attn_by_inverse_layer_idx",
+    "reorder_and_upcast_attn",
+)
+
 
 class Stop(Exception):
     pass
@@ -72,8 +81,12 @@ class LanguageModel:
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def provenance(self) -> dict[str, str]:
-        return {"name": self.name, "sha256": self.fingerprint, "weights": "raw"}
+    @property
+    def architecture(self) -> dict[str, Any]:
+        return {name: getattr(self.network.config, name, None) for name in ARCHITECTURE}
+
+    def provenance(self) -> dict[str, Any]:
+        return {"name": self.name, "sha256": self.fingerprint, "weights": "raw", "architecture": self.architecture}
 
     def randomised(self, seed: int = 0) -> "LanguageModel":
         """A model of the same shape and tokenizer with the weights that GPT-2 starts from: what training put in is gone."""

@@ -53,4 +53,11 @@ def site_of(dictionary: Dictionary, place: Path, model: LanguageModel) -> Site:
         raise ValueError(
             f"{place}: trained on model {trained_on.get('name')} with other weights than {model.name}; give that model"
         )
+    said, here = trained_on.get("architecture", {}), model.architecture
+    other = [key for key in here if isinstance(said, dict) and said.get(key, here[key]) != here[key]]
+    if other:
+        raise ValueError(
+            f"{place}: trained on model {trained_on.get('name')} with {other[0]} {said[other[0]]!r:.60}, but {model.name} "
+            f"has {here[other[0]]!r:.60}; give that model"
+        )
     return site

@@ -18,14 +18,6 @@ from rayscope.model import LanguageModel
 from rayscope.sites import Site
 from rayscope.text import PackedText
 
-ARCHITECTURE = (  # what of a model's configuration acts on activations, beside the shapes of its weights
-    "n_head",
-    "activation_function",
-    "layer_norm_epsilon",
-    "scale_attn_weights",
-    "scale_attn_by_inverse_layer_idx",
-    "reorder_and_upcast_attn",
-)
 Windows = Iterator[tuple[Tensor, dict[str, Tensor]]]
 
 
@@ -87,9 +79,7 @@ class Source:
 
     def fingerprints(self) -> dict[str, str]:
         """What a run that resumes must read as it did before: {text (with its tokenizer and context), model}."""
-        config = self.model.network.config
-        acts = {name: getattr(config, name, None) for name in ARCHITECTURE}
-        about = json.dumps([self.model.fingerprint, acts, self.model.special_ids])
+        about = json.dumps([self.model.fingerprint, self.model.architecture, self.model.special_ids])
         return {"text": self.text.fingerprint, "model": hashlib.sha256(about.encode()).hexdigest()}
 
     def provenance(self, site: Site) -> dict[str, Any]:
