@@ -1,5 +1,6 @@
 """A command on a run measures with the run's own model, text and stream, and says so if it is told otherwise."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 import yaml
 
 from rayscope.cli import main
+from rayscope.dictionaries import load
 from rayscope.run_settings import run_settings
 
 HOOK = "blocks.1.hook_resid_post"
@@ -135,12 +137,32 @@ def test_dictionaries_without_a_run_are_measured_as_asked_and_say_how_they_were_
 @pytest.mark.parametrize(
     ("content", "fact"),
     [
-        ("", "model is None"), ("[1]", "model is None"), (b"\xff\xfe\x00", "cannot be read"), ("a: [", "cannot be read"),
-        ("model: {_target_: os.system}\ntext: {}\nstream: {}\nseed: 0\nprecision: fp32", "'os.system', not one of rayscope's"),
+        ("", "it is empty"), ("[1]", "it holds a list"), (b"\xff\xfe\x00", "is not what rayscope wrote"),
+        ("a: [", "is not what rayscope wrote"), ("{out: a, seed: 0, overwrite: false}", "it was changed after environment.json"),
     ],
 )  # fmt: skip
 def test_a_run_whose_configuration_is_not_one(copy, content, fact, capsys):
     (copy / "config.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    refused(copy, fact, capsys)
+
+
+def test_a_configuration_calls_nothing_but_ours(copy, capsys):
+    planted = "out: a\noverwrite: false\nmodel: {_target_: os.system}\ntext: {}\nstream: {}\nseed: 0\nprecision: fp32"
+    (copy / "config.yaml").write_text(planted)
+    about = json.loads((copy / "environment.json").read_text())
+    for more in ({"config": hashlib.sha256(planted.encode()).hexdigest()}, {}):  # or of an older version
+        (copy / "environment.json").write_text(json.dumps({k: v for k, v in about.items() if k != "config"} | more))
+        refused(copy, "'os.system', not one of rayscope's", capsys)
+
+
+def test_one_bit_of_a_setting(copy, capsys):
+    text = (copy / "config.yaml").read_text()
+    assert "\nseed: 3\n" in text
+    (copy / "config.yaml").write_text(text.replace("\nseed: 3\n", "\nseed: 1\n"))
+    refused(copy, "it was changed after environment.json was written", capsys)
+
+
+def refused(copy: Path, fact: str, capsys) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["evaluate", *SMALL, f"out={copy}"])
     assert stopped.value.code == 1
@@ -148,6 +170,63 @@ def test_a_run_whose_configuration_is_not_one(copy, content, fact, capsys):
     assert str(copy / "config.yaml") in line
     assert fact in line
     assert not (copy / "evaluation.csv").exists()
+
+
+def test_a_folder_next_to_a_run_is_not_in_it(copy, tmp_path, monkeypatch):
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert run_settings(Path("copy/../other")) == {}
+    assert run_settings(Path("other/../copy"))["seed"] == 3
+
+
+def test_a_run_without_all_of_its_dictionaries_is_not_measured(copy, tmp_path, capsys):
+    (place,) = (copy / "dictionaries").glob("*/topk")
+    shutil.copytree(place, place.with_name("other"))
+    shutil.rmtree(place)
+    gone = f"{place}/config.json is missing, though trained.json says that it is trained"
+    tune = ["train", "stage=kl", "threads=1", f"finetuning.folder={copy}/dictionaries", f"out={tmp_path / 'kl'}"]
+    for command in (["evaluate", *SMALL, f"out={copy}"], ["features", "threads=1", f"out={copy}"], tune):
+        with pytest.raises(SystemExit):
+            main(command)
+        assert said(capsys)[-1].startswith(f"rayscope: {gone}; put it back, or copy those to be read")
+    (copy / "trained.json").unlink()
+    with pytest.raises(SystemExit):
+        main(["evaluate", *SMALL, f"out={copy}"])
+    assert said(capsys)[-1].startswith(f"rayscope: {copy}: its training is not finished")
+    apart = shutil.copytree(copy / "dictionaries", copy / "apart")
+    main(["evaluate", *SMALL, f"dictionaries.folder={apart}", f"out={tmp_path / 'measured'}"])
+    assert "other" in set(pd.read_csv(tmp_path / "measured/evaluation.csv")["dictionary"])
+
+
+def test_what_was_measured_on_other_dictionaries_is_not_finished(copy, capsys):
+    command = ["evaluate", *SMALL, f"out={copy}"]
+    main(command)
+    main(command)
+    assert "this evaluate is finished already" in said(capsys)[-1]
+    before = (copy / "evaluation.csv").read_bytes()
+    (place,) = (copy / "dictionaries").glob("*/topk")
+    load(place).save(place, load(place).provenance | {"seed": 7})
+    with pytest.raises(SystemExit):
+        main(command)
+    assert said(capsys) == [
+        f"rayscope: {copy} holds a run of evaluate on other dictionaries than {copy}/dictionaries holds now; "
+        "give another out=, or overwrite=true to redo it"
+    ]
+    assert (copy / "evaluation.csv").read_bytes() == before
+
+
+def test_links_that_lead_in_a_circle(tmp_path, capsys):
+    (tmp_path / "loop").symlink_to("loop")
+    loop = tmp_path / "loop"
+    for command in (
+        ["evaluate", f"out={loop}"],
+        ["features", f"dictionaries.folder={loop}", f"out={tmp_path / 'new'}"],
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(command)
+        assert stopped.value.code == 1
+        (line,) = said(capsys)
+        assert str(loop) in line
 
 
 def test_sites_are_the_dictionaries_own(copy, capsys):

@@ -9,9 +9,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from rayscope.console import say, stdout
 from rayscope.escapes import visible
+from rayscope.files import real
 from rayscope.records import Records, same_inputs
 from rayscope.runs import MEASURED, records_of
 from rayscope.stopping import Stopped
+from rayscope.trained import check_run_of
 
 
 def train(config: DictConfig, folder: Path, loggers: Sequence[Any]) -> None:
@@ -49,10 +51,11 @@ def tune(config: DictConfig, folder: Path, loggers: Sequence[Any]) -> None:
     given = options.pop("folder")
     if not given:
         raise ValueError("stage=kl: finetuning.folder is not set; give that of saved dictionaries")
-    if Path(given).resolve().is_relative_to(folder.resolve()):
+    if real(given).is_relative_to(real(folder)):
         raise ValueError(f"stage=kl: finetuning.folder={given} is in out={folder}; give another out=")
     common = {k: v for k, v in config.training.items() if k not in ("snapshots", "snapshot_names")}
     options["said"] = differences(Path(given), config)
+    check_run_of(Path(given))
     source = open_source(config, records_of(folder, "train"), reads=Path(given))
     pipeline.finetune_dictionaries(source, Path(given), folder, loggers=loggers, **options, **common)
 
@@ -193,10 +196,11 @@ def open_source(config: DictConfig, records: Records, reads: Path | None = None)
     from rayscope.source import Source
     from rayscope.text import pack
 
+    read = {"dictionaries": fingerprint(reads)} if reads else {}  # first: whether there are any is soon said
     model = open_model(config)
     text = pack(hydra.utils.instantiate(config.text), model.tokenizer, model.context, config.cache)
     source = Source(model, text, config.seed, precision=config.precision, **config.stream)
-    same_inputs(records, source.fingerprints() | ({"dictionaries": fingerprint(reads)} if reads else {}))
+    same_inputs(records, source.fingerprints() | read)
     return source
 
 
@@ -207,6 +211,7 @@ def open_comparison(config: DictConfig, records: Records):
     from rayscope.saved import load_dictionaries
 
     place = dictionaries_folder("evaluate", config)
+    check_run_of(place)
     source = open_source(config, records, reads=None if records.prefix == "" else place)
     learned = load_dictionaries(place, source.model)
     say_otherwise_trained(learned, source, differences(place, config))

@@ -19,6 +19,11 @@ PARTIAL = ".rayscope-part"  # how the name of a file or folder ends while it is 
 DAY = 86_400.0  # seconds
 
 
+def real(path: str | os.PathLike[str]) -> Path:
+    """Absolute and without links. Unlike `Path.resolve`, which raises RuntimeError for links that lead in a circle."""
+    return Path(os.path.realpath(path))
+
+
 def write_whole(path: Path, text: str) -> None:
     """The text as UTF-8, line ends as they are."""
     with whole_file(path) as file:

@@ -29,10 +29,8 @@ from rayscope.saved import load_dictionaries
 from rayscope.sites import Site
 from rayscope.source import Source
 from rayscope.text import SPLITS
-from rayscope.trained import TRAINED, check
+from rayscope.trained import DICTIONARIES, TRAINED, check
 from rayscope.training import train, without
-
-DICTIONARIES = "dictionaries"
 
 
 def train_dictionaries(

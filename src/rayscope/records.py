@@ -1,5 +1,6 @@
 """config.yaml, environment.json, finished.json: what a command did in a folder, on what, and whether it is done."""
 
+import hashlib
 import json
 import platform
 import time
@@ -55,8 +56,11 @@ class Records:
         return [path.name for path in (self.config, self.environment, self.finished)]
 
     def read(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """(configuration, environment). Raises ValueError if one of them is not there or not ours."""
-        return read_config(self.config), read_environment(self.environment)
+        """(configuration, environment). Raises ValueError if one of them is not there, not ours or not the other's."""
+        config, about = read_config(self.config), read_environment(self.environment)
+        if about.get("config", sha256 := digest(self.config.read_bytes())) != sha256:
+            raise ValueError(f"{self.config} {not_ours(f'it was changed after {self.environment.name} was written')}")
+        return config, about
 
     def are_ours(self) -> bool:
         try:
@@ -74,6 +78,11 @@ class Records:
             say(f"{str(error).rpartition(';')[0]}; looking at what is there instead")
             return False
         return True
+
+
+def digest(config: bytes) -> str:
+    """Of config.yaml, kept in environment.json: what later commands take from it decides what they measure."""
+    return hashlib.sha256(config).hexdigest()
 
 
 def read_config(path: Path) -> dict[str, Any]:

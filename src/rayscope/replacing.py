@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from rayscope.files import write_whole
+from rayscope.files import real, write_whole
 
 JOURNAL = ".rayscope-moving.json"
 OLD = re.compile(r"\.old-\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d")
@@ -22,7 +22,7 @@ def set_aside(folder: Path, names: Iterable[str]) -> Path:
 
     Raises ValueError if they cannot be moved there; then none is.
     """
-    folder = folder.resolve()
+    folder = real(folder)
     date, number = time.strftime("%Y-%m-%d_%H-%M-%S"), 1
     target = folder.with_name(f"{folder.name}.old-{date}")
     while os.path.lexists(target):
@@ -40,7 +40,7 @@ def set_aside(folder: Path, names: Iterable[str]) -> Path:
 
 def put_back(folder: Path, aside: Path) -> None:
     """The inverse. What is in the folder under the same names is replaced."""
-    folder = folder.resolve()
+    folder = real(folder)
     move(folder, aside, folder, list(entries(aside, folder)))
 
 
@@ -63,7 +63,7 @@ def settle(folder: Path) -> Path | None:
 
     An OSError before the first of them leaves everything as it was. Raises ValueError for a journal that is not ours: it can name only what is in the folder and in those next to it.
     """
-    folder = folder.resolve()
+    folder = real(folder)
     journal = folder / JOURNAL
     if not journal.is_file():
         return None

@@ -1,5 +1,6 @@
 """What measures or tunes dictionaries keeps the settings of the run that trained them, unless the command line says otherwise."""
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rayscope.console import say
+from rayscope.files import real
+from rayscope.records import Records
 
 if TYPE_CHECKING:
     from rayscope.dictionaries import Dictionary
@@ -50,11 +53,11 @@ def with_run_settings(command: str, config: DictConfig, given: Iterable[str]) ->
     return config
 
 
-def dictionaries_folder(command: str, config: DictConfig) -> Path | None:
+def dictionaries_folder(command: str, config: Mapping[str, Any] | DictConfig) -> Path | None:
     """Where the saved dictionaries lie that the command works on; None for a command that makes its own."""
     if command in ("evaluate", "features"):
-        return Path(config.dictionaries.get("folder") or Path(config.out) / "dictionaries")
-    tuned = command == "train" and config.stage == "kl" and config.finetuning.folder
+        return Path(config.get("dictionaries", {}).get("folder") or Path(config["out"]) / "dictionaries")
+    tuned = command == "train" and config.get("stage") == "kl" and config["finetuning"]["folder"]
     return Path(tuned) if tuned else None
 
 
@@ -94,18 +97,17 @@ def run_settings(folder: Path) -> dict[str, Any]:
 
     Raises ValueError if its config.yaml cannot be read, or would call anything but rayscope's own models and texts.
     """
-    for place in dict.fromkeys(
-        [path for base in (folder.absolute(), folder.resolve()) for path in (base, *base.parents)]
-    ):
+    bases = (Path(os.path.abspath(folder)), real(folder))  # noqa: PTH100 (takes `..` out: `run/../other` is not in run)
+    for place in dict.fromkeys(path for base in bases for path in (base, *base.parents)):
         path = place / "config.yaml"
         ours = (place / "environment.json").is_file()
         if not path.is_file():
             continue
         try:
-            config = yaml.safe_load(path.read_text(encoding="utf-8"))
+            config = Records(place).read()[0] if ours else yaml.safe_load(path.read_text(encoding="utf-8"))
         except (ValueError, yaml.YAMLError) as error:
             if ours:
-                raise ValueError(f"{path} cannot be read ({str(error).splitlines()[0]}){HELP}") from None
+                raise ValueError(f"{str(error).rpartition(';')[0]}{HELP}") from None
             continue
         settings = {key: config[key] for key in SETTINGS if key in config} if isinstance(config, dict) else {}
         if ours and wrong(settings):

@@ -13,9 +13,11 @@ import yaml
 from rayscope import replacing
 from rayscope.checkpoint import BEFORE, CHECKPOINT, remove_checkpoints
 from rayscope.console import say
-from rayscope.files import sweep, write_whole
+from rayscope.dictionaries import fingerprint
+from rayscope.files import real, sweep, write_whole
 from rayscope.lock import InUse, locked
-from rayscope.records import Records, describe, differences, made_by, read_environment, say_otherwise_begun
+from rayscope.records import Records, describe, differences, digest, made_by, read_environment, say_otherwise_begun
+from rayscope.run_settings import dictionaries_folder
 from rayscope.trained import TRAINED, check
 
 PAGE = "report/index.html"
@@ -69,9 +71,13 @@ def run(command: str, config: dict[str, Any], argv: Sequence[str]) -> Iterator[P
         environment, resumed, replaced = begin(command, records, config, argv)
         started = time.monotonic()
         try:
-            write_whole(records.environment, json.dumps(environment, indent=2))
-            if not resumed:  # after the other: a config.yaml is never without its environment.json
-                write_whole(records.config, yaml.safe_dump(config, sort_keys=False))
+            if resumed:
+                write_whole(records.environment, json.dumps(environment, indent=2))
+            else:  # config.yaml last: it is never without its own environment.json
+                text = yaml.safe_dump(config, sort_keys=False)
+                records.config.unlink(missing_ok=True)
+                write_whole(records.environment, json.dumps({**environment, "config": digest(text.encode())}, indent=2))
+                write_whole(records.config, text)
             yield folder
         except BaseException:
             if not begun(folder, command):
@@ -97,7 +103,7 @@ def occupied(folder: Path, argv: Sequence[str]) -> Iterator[None]:
     """Locks the folder for the block. First, moves that a kill interrupted are completed, and half-written files removed."""
     with locked(folder, argv):
         moved_to = replacing.settle(folder)
-        if moved_to and moved_to != folder.resolve():
+        if moved_to and moved_to != real(folder):
             say(f"{folder}: the run that was there is now {moved_to}; the one that was to replace it was killed")
         sweep(folder, inside=("arms", "dictionaries", "report", "snapshots"))
         yield
@@ -132,7 +138,7 @@ def begin(
             if gone and records.finished.is_file():
                 say(f"{folder}: {gone[0]} of a finished {command} is not there; it is made again")
             say_otherwise_begun(folder, before, environment)
-            environment["inputs"] = before.get("inputs", {})
+            environment |= {"inputs": before.get("inputs", {}), **{k: before[k] for k in ("config",) if k in before}}
     if not resumed:
         names = made(folder, command)
         refuse_if_taken(command, records, names, overwrite)
@@ -172,8 +178,14 @@ def unlike(command: str, old: dict[str, Any], before: dict[str, Any], config: di
     """In words, what a folder with these records holds instead of this very run; empty if it is this one."""
     if made_by(before) != command:
         return f"a run of {made_by(before)}"
-    difference = differences(old, config)
-    return difference and f"a run of {command} with another configuration ({difference})"
+    if difference := differences(old, config):
+        return f"a run of {command} with another configuration ({difference})"
+    place = dictionaries_folder(command, config)
+    was = before.get("inputs", {}).get("dictionaries")
+    with suppress(ValueError):  # they are gone: nothing says that it was of others
+        if place and was and was != fingerprint(place):
+            return f"a run of {command} on other dictionaries than {place} holds now"
+    return ""
 
 
 def made(folder: Path, command: str) -> list[str]:
@@ -248,7 +260,7 @@ def replaced_by(folder: Path, environment: dict[str, Any]) -> Path | None:
     name = environment.get("replaced")
     if not isinstance(name, str) or "/" in name or not replacing.OLD.search(name):
         return None
-    path = folder.resolve().with_name(name)
+    path = real(folder).with_name(name)
     return path if path.is_dir() else None
 
 

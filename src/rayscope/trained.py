@@ -5,9 +5,10 @@ from dataclasses import fields
 from pathlib import Path
 
 from rayscope.divergence import Divergence
-from rayscope.records import read
+from rayscope.records import Records, read
 
 TRAINED = "trained.json"
+DICTIONARIES = "dictionaries"
 DIVERGED = {field.name for field in fields(Divergence)}
 PARTS = ("config.json", "weights.safetensors")  # of a saved dictionary
 
@@ -17,7 +18,7 @@ def check(folder: Path) -> None:
     path = folder / TRAINED
     found = read(path, json.loads, {"tokens": int})
     names = found.get("dictionaries")
-    if names is None and any((folder / "dictionaries").glob("*/*/config.json")):
+    if names is None and any((folder / DICTIONARIES).glob("*/*/config.json")):
         return  # it was written before they were listed
     if names is None:
         raise ValueError(
@@ -30,7 +31,21 @@ def check(folder: Path) -> None:
         raise ValueError(f"{path} is not what rayscope wrote (diverged is no list of dictionaries that did)")
     for name in names:
         for part in PARTS:
-            file = folder / "dictionaries" / name / part
+            file = folder / DICTIONARIES / name / part
             if not file.is_file() or not file.stat().st_size:
                 state = "empty" if file.is_file() else "missing"
                 raise ValueError(f"{file} is {state}, though {path.name} says that it is trained")
+
+
+def check_run_of(dictionaries: Path) -> None:
+    """Raises ValueError if this is the folder of a run's dictionaries, and its training is not finished or one is not there."""
+    place = dictionaries.absolute()
+    folder = place.parent if place.name == DICTIONARIES else place
+    help = "or copy those to be read to another folder, and give it"
+    if (folder / TRAINED).is_file():
+        try:
+            check(folder)
+        except ValueError as error:
+            raise ValueError(f"{error}; put it back, {help}") from None
+    elif Records(folder).are_ours():
+        raise ValueError(f"{folder}: its training is not finished, so dictionaries may be missing; finish it, {help}")

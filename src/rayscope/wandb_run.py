@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from wandb.errors import AuthenticationError, UsageError
 
 from rayscope.console import say
-from rayscope.files import write_whole
+from rayscope.files import real, write_whole
 from rayscope.training_log import EDGES, TRAINING_LOG, Counts, Log, rows
 from rayscope.wandb_file import mend
 
@@ -104,7 +104,7 @@ class WandbRun(Log):
         kept, told = self.kept, {"group": self.group, "tags": self.tags, "name": self.label}
         agent = settings.sweep_id or settings.run_id
         if self.label is None and not settings.run_name and (agent or not kept):
-            told["name"] = self.folder.resolve().name
+            told["name"] = real(self.folder).name
         if agent:
             self.kept = {}
         elif kept:

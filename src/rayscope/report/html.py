@@ -14,7 +14,7 @@ from markupsafe import Markup
 from omegaconf import OmegaConf
 
 from rayscope.escapes import visible
-from rayscope.files import write_whole
+from rayscope.files import real, write_whole
 from rayscope.report import figures
 from rayscope.report.inputs import FILES, read
 from rayscope.report.latents import contexts
@@ -39,7 +39,7 @@ def build(run: Path, studies: Path | None = None) -> Path:
     if os.path.lexists(target) and not is_page(target):
         raise ValueError(f"{target} is not a page that rayscope made; move it away, or give another out=")
     found = read(run)
-    if not found and not (studies and Path(studies).resolve().is_relative_to(run.resolve())):
+    if not found and not (studies and real(studies).is_relative_to(real(run))):
         raise ValueError(nothing_in(run))
     evaluation = found.get("evaluation.csv", pd.DataFrame(columns=COLUMNS))
     table = rows(evaluation)
@@ -65,7 +65,7 @@ def build(run: Path, studies: Path | None = None) -> Path:
         finalize=lambda value: visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
     )
     page = environment.get_template("report.html").render(
-        title=run.resolve().name,
+        title=real(run).name,
         ran=[line for line in ran if line[0] not in DETAILS],
         details=[line for line in ran if line[0] in DETAILS],
         config=found.get("config.yaml", "").splitlines(),
