@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +11,7 @@ import torch
 
 from rayscope.activations import Batch
 from rayscope.cli import main
+from rayscope.evaluation import Means, documents_predicted, measure
 from rayscope.overrides import groups
 from rayscope.report import verdict_lines
 from rayscope.sites import resolve
@@ -26,6 +28,9 @@ def source(tiny_gpt2, text_file) -> list[str]:
         "model=gpt2", f"model.name={tiny_gpt2}", "model.context=null", "text=files", f"text.files={text_file}",
         "stream.batch_size=64", "stream.round_tokens=512", "threads=1",
     ]  # fmt: skip
+
+
+SITE = ["sites.patterns=[blocks.1.hook_resid_post]"]
 
 
 def run(*arguments: str, out: Path) -> tuple[pd.DataFrame, dict]:
@@ -53,7 +58,7 @@ def test_of_one_seed_or_few_documents_nothing_is_judged():
     assert Prediction("it holds", ">= 2").verdict(varies, seeds=1)["pass"] is None
     assert Prediction("it holds", ">= 2").verdict(varies, seeds=2)["pass"] is True
     assert Prediction("it holds", ">= 2").verdict(exact, seeds=1)["pass"] is True
-    with pytest.raises(ValueError, match="the study measures 1 document of the test split, an interval needs 5"):
+    with pytest.raises(ValueError, match="the study reads 1 document of the test split, an interval needs 5"):
         resamples(1, 100)
     assert resamples(5, 100).shape == (100, 5)
 
@@ -103,18 +108,17 @@ def test_a_study_observes_what_is_predicted(model, packed, tmp_path):
 
 def test_a_study_without_sites_or_seeds_is_refused(model, packed, source, tmp_path, capsys):
     known, sites = Source(model, packed), tuple(resolve("blocks.1.hook_resid_post", model))
-    with pytest.raises(ValueError, match=r"^seeds: none given; a study needs at least one, such as \[0, 1, 2\]$"):
+    with pytest.raises(ValueError, match=r"^seeds=\[\]: give at least one, such as \[0, 1, 2\]$"):
         Setting(known, sites, (), tmp_path)
-    with pytest.raises(ValueError, match=r"^sites: none given; .* blocks.3.hook_resid_post$"):
+    with pytest.raises(ValueError, match=r"^sites.patterns: no site given; .* blocks.3.hook_resid_post$"):
         Setting(known, (), (0,), tmp_path)
+    with pytest.raises(ValueError, match=r"^seeds=\[0, 2, 0\]: 0 is given more than once$"):
+        Setting(known, sites, (0, 2, 0), tmp_path)
     for asked in ("study.sizes.demo.seeds=[]", "study.sizes.demo.seeds=null", "~study.sizes.demo.seeds"):
         with pytest.raises(SystemExit):
             main(["study", "metric_sanity", *source, asked, f"out={tmp_path / 'run'}"])
-        assert (
-            capsys.readouterr()
-            .err.strip()
-            .endswith("rayscope: seeds: none given; a study needs at least one, such as [0, 1, 2]")
-        )
+        said = "rayscope: study.sizes.demo.seeds=[]: give at least one, such as [0, 1, 2]"
+        assert capsys.readouterr().err.strip().endswith(said)
 
 
 def test_metric_sanity(source, tmp_path):
@@ -130,6 +134,33 @@ def test_metric_sanity(source, tmp_path):
     biased = table[table["codec"] == "half, with a constant error"]
     assert (biased["centred_residual"] - 0.75).abs().max() < 1e-6  # the faulty one does not see it
     assert (biased[biased["metric"] == "ev"]["observed"] - 0.5).abs().max() < 1e-6
+
+
+def test_the_verdict_is_shown_again(source, tmp_path, capsys):
+    sizes = ["study.sizes.demo.tokens=320", "study.sizes.demo.splice_rows=1", *SITE]
+    table, _ = run("metric_sanity", *source, *sizes, out=tmp_path)
+    lines = capsys.readouterr().out
+    assert lines.startswith("metric_sanity (size demo")
+    run("metric_sanity", *source, *sizes, out=tmp_path)
+    again = capsys.readouterr()
+    assert again.out == lines
+    assert "this study is finished already" in again.err
+    (tmp_path / "finished.json").unlink()  # as a kill just before it leaves it
+    run("metric_sanity", *source, *sizes, out=tmp_path)
+    assert capsys.readouterr().out == lines
+    assert (tmp_path / "finished.json").is_file()
+    (tmp_path / "table.csv").unlink()
+    again, _ = run("metric_sanity", *source, *sizes, out=tmp_path)
+    pd.testing.assert_frame_equal(table, again)
+    capsys.readouterr()
+    whole = (tmp_path / "verdict.json").read_text()
+    (tmp_path / "verdict.json").write_text(whole[:-2])
+    with pytest.raises(SystemExit) as stopped:
+        main(["study", "metric_sanity", *source, *sizes, f"out={tmp_path}"])
+    assert stopped.value.code == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"rayscope: {tmp_path / 'verdict.json'} is not what `rayscope study` writes (")
+    assert (tmp_path / "verdict.json").read_text() == whole[:-2]
 
 
 def test_metric_sanity_sees_a_fault_in_the_evaluation(source, tmp_path, monkeypatch):
@@ -229,7 +260,8 @@ def test_shares_of_a_gain():
             ["surrogate", "study.sizes.demo.ks=8"],
             "study.sizes.demo.ks=8: a list, each a whole number of at least 1, such as [8, 16]",
         ),
-        (["pareto", "study.sizes.demo.ks=[]"], "study.sizes.<size>.ks=[]: give at least one k, such as [8, 16]"),
+        (["pareto", "study.sizes.demo.ks=[]"], "study.sizes.demo.ks=[]: give at least one, such as [8, 16]"),
+        (["surrogate", "study.sizes.demo.ks=[4,8,4]"], "study.sizes.demo.ks=[4, 8, 4]: 4 is given more than once"),
     ],
 )
 def test_what_is_wrong_is_one_line(source, tmp_path, capsys, arguments, said):
@@ -237,3 +269,39 @@ def test_what_is_wrong_is_one_line(source, tmp_path, capsys, arguments, said):
         main(["study", *arguments, *source, f"out={tmp_path / 'c'}"])
     assert said in capsys.readouterr().err.strip()
     assert not (tmp_path / "c").exists()
+
+
+HELD_OUT = {  # by study, the options that say how much held-out text an interval is drawn from
+    "metric_sanity": ["tokens"],
+    "pareto": ["held_out", "splice_tokens"],
+    "rays_vs_directions": ["test_tokens", "splice_tokens"],
+    "reproducible_directions": ["test_tokens"],
+    "surrogate": ["held_out"],
+}
+
+
+@pytest.mark.parametrize(("study", "name"), [(study, name) for study, names in HELD_OUT.items() for name in names])
+def test_too_few_documents_are_refused_before_anything_is_trained(source, tmp_path, capsys, study, name):
+    batch = ["study.sizes.demo.batch_size=64"] * (study == "reproducible_directions")  # its own
+    with pytest.raises(SystemExit):
+        main(["study", study, *source, *SITE, *batch, f"study.sizes.demo.{name}=64", f"out={tmp_path / 'run'}"])
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    documents = re.fullmatch(
+        rf"rayscope: study.sizes.demo.{name}=64 reads (\d) documents? of the test split, an interval needs 5; "
+        "raise it, or give more or shorter documents",
+        said,
+    )
+    assert documents, said
+    assert 1 <= int(documents[1]) <= 4
+    assert not (tmp_path / "run").exists()
+
+
+def test_documents_are_those_that_the_evaluation_measures(model, packed):
+    (site,) = resolve("blocks.1.hook_resid_post", model)
+    nothing = {site.key: Means(torch.zeros(32), torch.zeros(32))}
+    for seed, tokens in ((0, 32), (0, 100), (3, 320)):
+        measured = measure(
+            model, packed.test, {site: {}}, nothing, [], tokens=640, splice_tokens=tokens, quantise=False, seed=seed
+        )
+        assert documents_predicted(packed.test, tokens, seed) == measured.spliced_documents
+    assert documents_predicted(packed.test, 31, 0) == 0

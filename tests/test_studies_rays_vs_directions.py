@@ -184,8 +184,8 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_trained(model, pa
     sizes = dict.fromkeys(("tokens", "fit_tokens", "test_tokens", "splice_tokens", "validation_tokens"), 512)
     options = {**sizes, "latents": 8, "rank": 2, "lr": None, "world": World, "planted": {}}
     for ks, null_k, bipolar, words in (
-        ([], 2, [0.5], r"^ks=\[\]: nothing to measure; give at least one$"),
-        ([2], 2, [], r"^bipolar=\[\]: nothing to measure; give at least one$"),
+        ([], 2, [0.5], r"^ks=\[\]: give at least one, such as \[8, 32\]$"),
+        ([2], 2, [], r"^study.run.bipolar=\[\]: give at least one, such as \[0, 0.5, 1\]$"),
         ([2, 4], 3, [0.5], r"^null_k=3 is not among ks=\[2, 4\]; choose one of those$"),
     ):
         with pytest.raises(ValueError, match=words):

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rayscope import multirun
 from rayscope.checks import check
-from rayscope.commands import COMMANDS
+from rayscope.commands import COMMANDS, show_verdict
 from rayscope.console import say
 from rayscope.errors import CommandError, explain
 from rayscope.memory import keep_freed_memory
@@ -55,6 +55,8 @@ def perform(command: str, argv: list[str], config: DictConfig) -> None:
             COMMANDS[command](config, folder)
     except Finished as finished:
         say(str(finished))
+        if command == "study":
+            show_verdict(Path(config.out))
     except Exception as error:
         known = explain(error, places(config), resumes(command, value(config, "out")))
         if known is None:

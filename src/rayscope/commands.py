@@ -11,7 +11,7 @@ from rayscope.console import say, stdout
 from rayscope.escapes import visible
 from rayscope.files import real
 from rayscope.records import Records, same_inputs
-from rayscope.runs import MEASURED, records_of
+from rayscope.runs import FOUND, MEASURED, records_of
 from rayscope.stopping import Stopped
 from rayscope.trained import check_run_of
 
@@ -85,10 +85,20 @@ def features(config: DictConfig, folder: Path, compared: Any = None) -> None:
 
 
 def study(config: DictConfig, folder: Path) -> None:
-    if (folder / "verdict.json").is_file():
-        return
+    if not all((folder / name).is_file() for name in FOUND):
+        conduct(config, folder)
+    show_verdict(folder)
+
+
+def show_verdict(folder: Path) -> None:
+    from rayscope.report import read_verdict, verdict_lines
+
+    for line in verdict_lines(read_verdict(folder / "verdict.json")):
+        stdout().print(visible(line), soft_wrap=True)
+
+
+def conduct(config: DictConfig, folder: Path) -> None:
     from rayscope import studies
-    from rayscope.report import verdict_lines
     from rayscope.sites import resolve
 
     asked: Any = OmegaConf.to_container(config.study, resolve=True)
@@ -96,15 +106,13 @@ def study(config: DictConfig, folder: Path) -> None:
     source = open_source(config, records_of(folder, "study"))
     sites = tuple(resolve(config.sites.patterns, source.model))
     setting = studies.Setting(source, sites, tuple(options.pop("seeds", None) or ()), folder, config.size)
-    verdict = studies.conduct(
+    studies.conduct(
         hydra.utils.instantiate(asked["run"], **options),
         setting,
         **{key: asked[key] for key in ("name", "question")},
         predictions={name: studies.Prediction(**entry) for name, entry in asked["predictions"].items()},
         size=config.size,
     )
-    for line in verdict_lines(verdict):
-        stdout().print(visible(line), soft_wrap=True)
 
 
 def report(config: DictConfig, folder: Path) -> None:

@@ -166,7 +166,7 @@ def measure(
         if value < context:
             raise ValueError(f"{name}={value} is less than one row of {context}; raise it")
     seen = calibrate(dictionaries, validation, special)
-    chosen = permutation(len(rows), seed, "evaluation", 0).numpy()[: tokens // context]
+    chosen = rows_read(rows, tokens, seed)
     spliced_rows = min(len(chosen), splice_tokens // context)
     numbers, documents = np.unique(rows.documents[chosen], return_inverse=True)
     documents_RC = torch.from_numpy(documents.reshape(len(chosen), context))
@@ -215,6 +215,16 @@ def measure(
                     advance(part.numel())
     about = (split, len(chosen) * context, spliced_rows * context)
     return Measurement(meters, clean_G, zero_G, predicted_G, *about)
+
+
+def rows_read(rows: Rows, tokens: int, seed: int) -> np.ndarray:
+    """Which rows of a split are measured, in their order: of fewer tokens, the first of these."""
+    return permutation(len(rows), seed, "evaluation", 0).numpy()[: tokens // rows.tokens.shape[1]]
+
+
+def documents_predicted(rows: Rows, tokens: int, seed: int) -> int:
+    """Of how many documents a token is predicted in the rows that are measured (see `Measurement.spliced_documents`)."""
+    return len(np.unique(rows.documents[rows_read(rows, tokens, seed)][:, 1:]))
 
 
 @torch.no_grad()

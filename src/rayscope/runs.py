@@ -26,10 +26,11 @@ MEASURED = {  # by the commands that add to a run
     "evaluate": ("evaluation.csv", "latent_density.csv"),
     "features": ("token_features.csv", "contexts.json"),
 }
+FOUND = ("table.csv", "figure.svg", "verdict.json")  # by a study, the verdict last
 OUTPUTS = {  # by command, what it writes in its folder apart from its records
     "demo": (*DICTIONARIES, *MEASURED["features"], *MEASURED["evaluate"], PAGE),
     "train": DICTIONARIES,
-    "study": ("arms", "table.csv", "figure.svg", "verdict.json"),
+    "study": ("arms", *FOUND),
     **MEASURED,
 }
 
@@ -168,7 +169,7 @@ def is_whole(command: str, records: Records, config: dict[str, Any]) -> bool:
 def last_outputs(folder: Path, command: str) -> list[str]:
     """What a finished command has written for certain. A demo's tables may have been replaced by a later command's."""
     if command == "study":
-        return ["verdict.json"]
+        return list(FOUND)
     replaced = [name for later in MEASURED if records_of(folder, later).config.is_file() for name in MEASURED[later]]
     certain = [name for name in OUTPUTS[command] if name not in DICTIONARIES or name == TRAINED]
     return [name for name in certain if command != "demo" or name not in replaced]

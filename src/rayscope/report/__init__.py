@@ -2,8 +2,8 @@
 
 from rayscope.report.html import build
 from rayscope.report.inputs import read_file
-from rayscope.report.studies import verdict_lines
+from rayscope.report.studies import read_verdict, verdict_lines
 from rayscope.report.summary import print_summary, summary_table
 from rayscope.report.verdicts import verdicts
 
-__all__ = ["build", "print_summary", "read_file", "summary_table", "verdict_lines", "verdicts"]
+__all__ = ["build", "print_summary", "read_file", "read_verdict", "summary_table", "verdict_lines", "verdicts"]

@@ -33,27 +33,34 @@ def verdict_lines(verdict: dict[str, Any]) -> list[str]:
     return lines
 
 
+def read_verdict(path: Path) -> dict[str, Any]:
+    """Raises ValueError, with the path, for what is not a verdict."""
+    try:
+        verdict = json.loads(path.read_text(encoding="utf-8"))
+        verdict_lines(verdict)
+        if verdict["pass"] not in PASSED:
+            raise ValueError(f"pass is {verdict['pass']!r:.40}")
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:  # JSON's and UTF-8's errors are ValueErrors
+        raise ValueError(
+            f"{path} is not what `rayscope study` writes ({error!r}); remove it, and the same study makes it again"
+        ) from None
+    return verdict
+
+
 def finished(folder: Path) -> list[dict[str, Any]]:
     """{lines, figure (data URI), passed} of every study below the folder, by name. Raises ValueError for a broken verdict."""
     found = []
     for path in sorted(folder.rglob("verdict.json")) if folder.is_dir() else []:
         if is_replaced(path.relative_to(folder)):
             continue  # by a later run, which is shown
-        try:
-            verdict = json.loads(path.read_text(encoding="utf-8"))
-            lines = verdict_lines(verdict)
-            if verdict["pass"] not in PASSED:
-                raise ValueError(f"pass is {verdict['pass']!r:.40}")
-        except (
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            RecursionError,
-        ) as error:  # JSON's and UTF-8's errors are ValueErrors
-            raise ValueError(
-                f"{path} is not what `rayscope study` writes ({error!r}); remove it, and the same study makes it again"
-            ) from None
+        verdict = read_verdict(path)
+        lines = verdict_lines(verdict)
         drawn = path.with_name("figure.svg")
         svg = drawn.read_bytes() if drawn.is_file() else b""
         figure = f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}" if svg else ""

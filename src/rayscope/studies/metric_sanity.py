@@ -35,6 +35,9 @@ def metric_sanity(setting: Setting, *, tokens: int, splice_rows: int) -> Finding
     site (at the first, where there is none) and position 0 included, of the codec that knows only whether a vector
     stands there.
     """
+    for seed in setting.seeds:
+        at_seed = replace(setting, source=replace(setting.source, seed=seed))
+        at_seed.check_rows(tokens=whole_rows(setting.source, tokens))
     rows, known = list(hand_cases()), []
     residual = next((site for site in setting.sites if "resid" in site.hook), setting.sites[0])
     for seed in setting.seeds:

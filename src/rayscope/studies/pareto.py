@@ -68,8 +68,7 @@ def pareto(
     Observes ratios of dCE at equal bits, each the least over sites (and k, where more than one is measured):
     `sparse_pca` that of pca_topk to the rays', `token_means` and `best_fitted` (the best baseline but token_means) at the least k.
     """
-    if not ks:
-        raise ValueError("study.sizes.<size>.ks=[]: give at least one k, such as [8, 16]")
+    setting.check_list("ks", ks, [8, 16])
     seeds, first = setting.seeds, min(ks)
     made = {
         f"{name}_k{k}_s{seed}": partial(make, latents=latents, k=k, seed=seed, lr=lr)
@@ -81,6 +80,7 @@ def pareto(
     source, sites = setting.source, setting.sites
     for split, size, name in (("train", fit_tokens, "fit_tokens"), ("test", source.batch_size, "gap_tokens")):
         source.stream(split, sites, size, option=setting.option(name))  # which are read after training
+    setting.check_rows(held_out=held_out, splice_tokens=min(held_out, splice_tokens))
     learned: dict[Site, dict[str, Dictionary]] = {site: {} for site in sites}
     for number, (there, names) in enumerate(groups(sites, made, latents)):
         trained = train_arms(

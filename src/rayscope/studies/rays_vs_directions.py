@@ -71,18 +71,21 @@ def rays_vs_directions(
     alone. NaN where nothing was there to measure.
     Raises ValueError for no ks, no bipolar, and a null_k not among ks.
     """
-    for name, given in (("ks", ks), ("bipolar", bipolar)):
-        if not given:
-            raise ValueError(f"{name}=[]: nothing to measure; give at least one")
+    setting.check_list("ks", ks, [8, 32])
+    if not bipolar:
+        raise ValueError("study.run.bipolar=[]: give at least one, such as [0, 0.5, 1]")
     if null_k not in ks:
-        raise ValueError(f"null_k={null_k} is not among ks={list(ks)}; choose one of those")
+        raise ValueError(f"{setting.option('null_k')}={null_k} is not among ks={list(ks)}; choose one of those")
     source, sites, folder = setting.source, setting.sites, setting.folder / "arms"
     make = makers(latents, rank)
     arms = [Arm(arm, k, seed) for seed in setting.seeds for k in ks for arm in make]
     partials = {a.name: partial(make[a.arm], k=a.k, seed=a.seed, lr=lr) for a in arms}
     stream = source.stream("train", sites, tokens, option=setting.option("tokens"))
     validation = source.stream("validation", sites, validation_tokens, option=setting.option("validation_tokens"))
-    test = source.stream("test", sites, test_tokens, option=setting.option("test_tokens"))
+    test = setting.check_stream(
+        "test_tokens", source.stream("test", sites, test_tokens, option=setting.option("test_tokens"))
+    )
+    setting.check_rows(test_tokens=test_tokens, splice_tokens=min(test_tokens, splice_tokens))
     source.stream(
         "train", sites, min(tokens, fit_tokens), option="study.run.fit_tokens"
     )  # this and the next, read after training

@@ -65,9 +65,14 @@ def reproducible_directions(
     Raises ValueError for unknown nulls and for fewer than two seeds.
     """
     if not nulls or not set(nulls) <= {*KINDS, RANDOM}:
-        raise ValueError(f"nulls={', '.join(nulls) or 'none'}; some of {', '.join((*KINDS, RANDOM))} must be given")
+        raise ValueError(
+            f"study.run.nulls={', '.join(nulls) or 'none'}; some of {', '.join((*KINDS, RANDOM))} must be given"
+        )
     if len(setting.seeds) < 2:
-        raise ValueError(f"seeds={list(setting.seeds)}: a direction is found again by another seed; give at least two")
+        raise ValueError(
+            f"{setting.option('seeds')}={list(setting.seeds)}: a direction is found again by another seed; give at least two"
+        )
+    setting.check_list("widths", widths, [128, 512])
     source = replace(setting.source, batch_size=batch_size or setting.source.batch_size)
     widest, found, sizes = max(widths), {}, {}
     for name, streams in every_stream(source, setting, nulls, (tokens, means_tokens, test_tokens)):
@@ -117,7 +122,7 @@ def every_stream(
 
     def streams(source: Source) -> Streams:
         seen = source.stream("train", sites, tokens[1], "fp32", options[1])
-        test = source.stream("test", sites, tokens[2], "fp32", options[2])
+        test = setting.check_stream("test_tokens", source.stream("test", sites, tokens[2], "fp32", options[2]))
         return Streams(source, cut(source), seen, Batch.join(test))
 
     real = streams(source)

@@ -14,6 +14,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from rayscope.activations import Stream
+from rayscope.evaluation import documents_predicted
 from rayscope.files import write_whole
 from rayscope.limits import met
 from rayscope.metrics import FEWEST_DOCUMENTS, bootstrap_weights
@@ -38,13 +40,40 @@ class Setting:
     size: str | None = None
 
     def __post_init__(self):
-        for name, such in (("sites", "blocks.3.hook_resid_post"), ("seeds", "[0, 1, 2]")):
-            if not getattr(self, name):
-                raise ValueError(f"{name}: none given; a study needs at least one, such as {such}")
+        if not self.sites:
+            raise ValueError(
+                "sites.patterns: no site given; a study needs at least one, such as blocks.3.hook_resid_post"
+            )
+        self.check_list("seeds", self.seeds, [0, 1, 2])
 
     def option(self, name: str) -> str:
         """What the user calls an argument of the study."""
         return f"study.sizes.{self.size}.{name}" if self.size else name
+
+    def check_list(self, name: str, values: Sequence[int], such: list[int]) -> None:
+        """Raises ValueError for none, and for a value given twice, which would count twice."""
+        values = list(values)
+        if not values:
+            raise ValueError(f"{self.option(name)}=[]: give at least one, such as {such}")
+        for value in values:
+            if values.count(value) > 1:
+                raise ValueError(f"{self.option(name)}={values}: {value} is given more than once")
+
+    def check_rows(self, **sizes: int) -> None:
+        """Raises ValueError for a size, by its name, whose whole rows of the test split are none or of too few documents
+        for an interval: called before anything is trained."""
+        text = self.source.text
+        for name, tokens in sizes.items():
+            said = f"{self.option(name)}={tokens}"
+            if tokens < text.context:
+                raise ValueError(f"{said} is less than one row of {text.context} tokens; raise it")
+            enough_documents(documents_predicted(text.test, tokens, self.source.seed), said)
+
+    def check_stream(self, name: str, stream: Stream) -> Stream:
+        """The same of a size that is a stream's, which it returns."""
+        documents = {d for number in range(len(stream)) for d in stream.labels(number).documents_N.unique().tolist()}
+        enough_documents(len(documents), f"{self.option(name)}={len(stream) * stream.batch_size}")
+        return stream
 
 
 @dataclass(frozen=True)
@@ -129,13 +158,18 @@ def conduct(
     return verdict
 
 
-def resamples(documents: int, draws: int, seed: int = 0) -> Tensor:
-    """`metrics.bootstrap_weights`; ValueError for fewer documents than an interval takes."""
+def enough_documents(documents: int, option: str) -> None:
+    """Raises ValueError for fewer documents than an interval takes. option: as given, what says how many are read."""
     if documents < FEWEST_DOCUMENTS:
         raise ValueError(
-            f"text: the study measures {documents} document{'s' * (documents != 1)} of the test split, an interval needs "
-            f"{FEWEST_DOCUMENTS}; give more or shorter documents, or raise the size's held-out tokens"
+            f"{option} reads {documents} document{'s' * (documents != 1)} of the test split, an interval needs "
+            f"{FEWEST_DOCUMENTS}; raise it, or give more or shorter documents"
         )
+
+
+def resamples(documents: int, draws: int, seed: int = 0) -> Tensor:
+    """`metrics.bootstrap_weights`; ValueError for fewer documents than an interval takes."""
+    enough_documents(documents, "text: the study")
     return bootstrap_weights(documents, draws, seed)
 
 

@@ -67,6 +67,7 @@ def surrogate(
     for `gaussian`, `token_mixture` and `random_weights` the gain there as a share of the real gain, largest over sites
     and k; `beyond_tokens`, the real gain less that on the token mixture, least over sites and k.
     """
+    setting.check_list("ks", ks, [8, 16])
     gains: dict[str, dict[tuple[str, int, int], tuple[float, Tensor]]] = {}
     prefix: dict[tuple[str, str, int], float] = {}
     rows = []
@@ -135,6 +136,7 @@ def make_arenas(
         streams = {
             split: source.stream(split, sites, held_out, "fp32", setting.option("held_out")) for split in SPLITS[1:]
         }
+        setting.check_stream("held_out", streams["test"])
         return {split: Batch.join(stream) for split, stream in streams.items()}
 
     train, held = train_on(source), hold_out(source)
