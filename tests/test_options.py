@@ -78,6 +78,11 @@ def test_a_wrong_value_is_named_with_what_would_be_right(key, value, said):
         ready([f"{key}={value}"])
 
 
+@pytest.mark.parametrize("key", ["evaluation.draws", "evaluation.validation_tokens"])
+def test_what_evaluate_can_do_without_may_be_0(key):
+    assert read(key, 0) == 0
+
+
 def test_an_unknown_key_has_its_nearest_named():
     with pytest.raises(ValueError, match=r"^no option 'stream.batchsize'; nearest: stream.batch_size"):
         read("stream.batchsize", 3)

@@ -79,6 +79,11 @@ def test_any_text_is_one_argument_or_one_line(text):
         (["k=4", "k=8"], "k is given 2 times (4, 8); give it once"),
         (["k=4", "+k=8"], "k is given 2 times"),
         (["k=4,8"], "k=4,8: give -m to run several"),
+        (["k=range(1,4)"], "k=range(1,4): give -m to run several"),
+        (["k=4", "~k"], "~k takes out what k=4 sets; give one of them"),
+        (["~training", "training.log_every=3"], "~training takes out what training.log_every=3 sets"),
+        (["k=None"], "k=None: a whole number"),
+        (["dictionaries.topk.lr=1e-400"], "dictionaries.topk.lr=1e-400: a number above 0"),
         (["out=a,b"], "out=a,b: give -m to run several, or for one value with a comma 'out=\"a,b\"'"),
         (["dictionaries=topk,abstopk"], "dictionaries=topk,abstopk: give -m to run several, or [topk,abstopk] for a list"),
         (["dictionaries=[topk],[abstopk]"], "dictionaries=[topk],[abstopk]: give -m to run several, or [topk,abstopk]"),
@@ -97,6 +102,16 @@ def test_with_m_commas_separate_values_and_a_wrong_one_is_left_to_its_job():
     assert ready(["k=4,8.0", "dictionaries=[topk],[abstopk]", "k2=range(1,3)"], sweep=True)[0] == "k=4,8"
     assert ready(["out=a b,c=d"], sweep=True) == ['out=a b,"c=d"']
     assert ready(["k=4,abc"], sweep=True) == ["k=4,abc"]
+
+
+def test_a_list_in_quotes_is_that_list():
+    assert ready(['dictionaries="[topk,abstopk]"', "k=2"]) == ["dictionaries=[topk,abstopk]", "k=2"]
+    assert meant("text.files='[a.txt, b c.txt]'") == ["a.txt", "b c.txt"]
+
+
+def test_lists_given_twice_are_not_called_braces():
+    with pytest.raises(ValueError, match=r"; give it once$"):
+        ready(["dictionaries=[topk]", "dictionaries=[abstopk]"])
 
 
 def test_braces_that_a_shell_expanded_are_given_back_quoted():

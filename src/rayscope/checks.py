@@ -7,10 +7,10 @@ from pkgutil import resolve_name
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, InterpolationToMissingValueError, OmegaConfBaseException
 
 from rayscope.errors import one_line
-from rayscope.options import PARTIAL, declared, names_under, nearest, read
+from rayscope.options import PARTIAL, declared, names_under, nearest, read, shown
 
 
 def check(command: str, config: DictConfig) -> None:
@@ -24,9 +24,8 @@ def check(command: str, config: DictConfig) -> None:
     nodes = sorted(leaves(config), key=lambda node: node[2].count("."))
     for _, _, key in nodes:
         if declared(key) is None and not names_under(key):
-            raise ValueError(
-                f"no option {key!r}; nearest: {', '.join(nearest(key, [name for _, _, name in nodes if name != key]))}"
-            )
+            known = [name for _, _, name in nodes if declared(name) is not None]
+            raise ValueError(f"no option {key!r}; nearest: {', '.join(nearest(key, known))}")
     for follows in (False, True):
         for parent, name, key in nodes:
             if OmegaConf.is_interpolation(parent, name) is not follows or OmegaConf.is_missing(parent, name):
@@ -35,8 +34,12 @@ def check(command: str, config: DictConfig) -> None:
                 value = parent[name]
             except InterpolationToMissingValueError:
                 continue  # what it refers to is asked for by its own name
+            except InterpolationKeyError as error:
+                missing = str(error).split("'")[1]
+                raise ValueError(f"{key}={shown(raw(parent, name))}: there is no option {missing}") from None
             except OmegaConfBaseException as error:
-                raise ValueError(f"{key}: {one_line(str(error).split(chr(10))[0])}") from None
+                why = one_line(str(error).split("\n")[0]).rpartition("resolving interpolation: ")[2].strip('"')
+                raise ValueError(f"{key}={shown(raw(parent, name))}: {why}") from None
             given = OmegaConf.to_container(value) if isinstance(value, DictConfig | ListConfig) else value
             if (command, key, given) == ("sites", "out", None):
                 continue  # it writes nothing
@@ -49,6 +52,12 @@ def check(command: str, config: DictConfig) -> None:
         given = {**config.study.run, **config.study.sizes[config.size]}
         given.pop("seeds", None)  # of the setting
         check_arguments(f"study.sizes.{config.size}", config.study.run._target_, given, told={"setting"})
+
+
+def raw(parent: DictConfig, name: str) -> Any:
+    """The value as it is written, references and all."""
+    node: Any = parent._get_node(name)
+    return node._value()
 
 
 def leaves(config: DictConfig, prefix: str = "") -> Iterator[tuple[DictConfig, str, str]]:

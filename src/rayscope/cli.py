@@ -25,7 +25,7 @@ from rayscope.commands import COMMANDS, show_verdict
 from rayscope.console import say
 from rayscope.errors import CommandError, explain
 from rayscope.memory import keep_freed_memory
-from rayscope.options import nearest, shown
+from rayscope.options import declared, names_under, nearest, shown
 from rayscope.overrides import groups, names_of, quoted, ready, refused, split
 from rayscope.run_settings import with_run_settings
 from rayscope.runs import OUTPUTS, Finished, occupied, out_folder, resumes, run
@@ -105,13 +105,15 @@ def command_line(argv: list[str]) -> None:
         from rayscope import __version__
 
         return print(f"rayscope {__version__}")
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv or argv[0] in ("-h", "--help", "help"):
         return print((__doc__ or "") + "\n\n`rayscope COMMAND --help` lists a command's options.")
     command, rest = argv[0], argv[1:]
     if command in ("-sc", "--shell-completion"):
         return complete(rest)
     if command not in COMMANDS:
-        near = get_close_matches(command, COMMANDS, n=2)
+        if later := next((name for name in rest if name in COMMANDS), None):
+            raise CommandError(f"{shown(command)}: the command comes first, as in rayscope {later} {shown(command)}")
+        near = get_close_matches(command.lower(), COMMANDS, n=2)
         raise CommandError(
             f"no command {command!r}; {'nearest: ' + ', '.join(near) if near else 'there are ' + ', '.join(COMMANDS)}"
         )
@@ -181,6 +183,9 @@ def apart(arguments: list[str]) -> tuple[list[str], list[str]]:
         elif equals and name not in FLAGS:
             raise CommandError(f"{shown(argument)}: options have no dashes; give {shown(argument.lstrip('-'))}")
         else:
+            option = name.lstrip("-").replace("-", "_")
+            if declared(option) or names_under(option):
+                raise CommandError(f"{shown(argument)}: options have no dashes; give {option}=...")
             known = [*FLAGS, "--info"]
             near = get_close_matches(name, known, n=2) or [flag for flag in known if flag.startswith("--")]
             raise CommandError(f"no flag {shown(argument)}; nearest: {', '.join(near)}")

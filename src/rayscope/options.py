@@ -138,9 +138,9 @@ OPTIONS: dict[str, Type] = {  # the first that a key matches; * stands for names
     "baselines.list.*.max_k": Optional(COUNT),
     "evaluation.tokens": COUNT,
     "evaluation.splice_tokens": Whole(0),
-    "evaluation.validation_tokens": COUNT,
+    "evaluation.validation_tokens": Whole(0),
     "evaluation.quantise": Flag(),
-    "evaluation.draws": COUNT,
+    "evaluation.draws": Whole(0),  # 0: no intervals
     "features.most_frequent": Whole(0),
     "features.spaced": Whole(0),
     "features.min_count": COUNT,
@@ -200,17 +200,21 @@ def declared(key: str) -> Type | None:
     return next((of for name, of in OPTIONS.items() if name.count(".") == depth and fnmatchcase(key, name)), None)
 
 
-def read(key: str, value: Any) -> Any:
-    """The option's value as it is meant. Raises ValueError in one line that begins with the key."""
+def read(key: str, value: Any, typed: str | None = None) -> Any:
+    """The option's value as it is meant. Raises ValueError in one line that begins with the key.
+
+    typed: the value as the user spelled it.
+    """
+    spelled = shown(value if typed is None else typed)
     of = declared(key)
     if of is None:
         if inside := names_under(key):
-            raise ValueError(f"{key}={shown(value)}: not an option but several; give {', '.join(inside)}")
+            raise ValueError(f"{key}={spelled}: not an option but several; give {', '.join(inside)}")
         raise ValueError(f"no option {key!r}; nearest: {', '.join(nearest(key, OPTIONS))}")
     try:
         return of.read(value)
     except (ValueError, TypeError, OverflowError):
-        raise ValueError(f"{key}={shown(value)}: {of.what}") from None
+        raise ValueError(f"{key}={spelled}: {of.what}") from None
 
 
 def names_under(key: str, most: int = 8) -> list[str]:

@@ -4,6 +4,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from difflib import get_close_matches
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.grammar_parser import parse as parse_interpolation
 
@@ -42,9 +43,13 @@ def split(text: str) -> tuple[str, str, str | None]:
 
 
 def check_once(pairs: list[tuple[str, str, str | None]]) -> None:
-    """Raises ValueError for a key that is given twice, such as by a shell that expands {2,4}."""
+    """Raises ValueError for a key that is given twice, such as by a shell that expands {2,4}, or given and taken out."""
     by_key: dict[str, list[str]] = {}
+    removed = [key for sign, key, _ in pairs if sign == "~"]
     for sign, key, value in pairs:
+        for taken in removed if sign != "~" else ():
+            if f"{key}.".startswith(f"{taken}."):
+                raise ValueError(f"~{taken} takes out what {key}={shown(value)} sets; give one of them")
         if sign != "~":
             by_key.setdefault(key, []).append(value or "")
     for key, values in by_key.items():
@@ -52,9 +57,9 @@ def check_once(pairs: list[tuple[str, str, str | None]]) -> None:
             advice = "give it once"
             start = common_start(values)
             end = common_start([value[len(start) :][::-1] for value in values])[::-1]
-            if start + end:
-                between = ",".join(value[len(start) : len(value) - len(end)] for value in values)
-                whole = shlex.quote(f"{key}={start}{{{between}}}{end}")
+            between = [value[len(start) : len(value) - len(end)] for value in values]
+            if (start + end).strip("[]") and all(between):
+                whole = shlex.quote(f"{key}={start}{{{','.join(between)}}}{end}")
                 advice += f"; if the shell made these of one argument with braces, quote it: {shown(whole, 200)}"
             raise ValueError(f"{key} is given {len(values)} times ({', '.join(map(shown, values))}); {advice}")
 
@@ -70,11 +75,14 @@ def one(sign: str, key: str, value: str | None, sweep: bool) -> str:
         return start
     parts = at_commas(value)
     of = declared(key)
-    if sweep and SWEEP.match(value):
+    if SWEEP.match(value) and (sweep or of is None or not of.written):
+        if not sweep:
+            raise ValueError(f"{key}={shown(value)}: give -m to run several")
         return f"{start}={value}"
     if key in groups():
+        value = unquoted(value)
         if not sweep:
-            check_choice(key, value.strip())
+            check_choice(key, value)
         return f"{start}={value}"
     if of is None:  # of hydra itself, a group's package, a mapping of several options, or unknown: hydra's to compose
         return f"{start}={value}"
@@ -115,7 +123,7 @@ def literal(key: str, text: str, of: Type) -> str:
                 f"{key}={shown(text)}: ${{ begins a reference to another option, such as ${{seed}}"
             ) from None
         return quoted(text) if of.written and parse(text) is None else text
-    value = read(key, value_of(text, of))
+    value = read(key, value_of(text, of), typed=text)
     return text if repr(parse(text)) == repr(value) else written(value)
 
 
@@ -124,6 +132,8 @@ def value_of(text: str, of: Type) -> Any:
     inner = of.of if isinstance(of, Optional) else of
     bare = text.strip()
     if isinstance(inner, Listed):
+        if unquoted(text)[:1] == "[":
+            bare = unquoted(text)
         if bare[:1] == "[" and bare[-1:] == "]":
             entries = at_commas(bare[1:-1]) if bare[1:-1].strip() else []
             return [value_of(entry, inner.of) for entry in entries]
@@ -146,6 +156,12 @@ def parse(text: str) -> Any:
         return value if isinstance(value, QuotedString) else override.value()
     except Exception:  # its lexer and visitors raise several kinds
         return None
+
+
+def unquoted(text: str) -> str:
+    """The text without the quotes of hydra's grammar around it, which a shell or a program left there."""
+    parsed = parse(text.strip())
+    return parsed.text if isinstance(parsed, QuotedString) else text.strip()
 
 
 def quoted(text: str) -> str:
@@ -219,10 +235,12 @@ def refused(command: str, given: list[str], base: DictConfig, error: Exception) 
                 check_choice(key, value)
             except ValueError as wrong:
                 return str(wrong)
+        if sign == "+" and key in groups() and key in known:
+            return f"+{key}: {key} is there already; give it without the +"
         if key in groups() or key.split(".")[0].split("/")[0] == "hydra" or "@" in key or "/" in key:
             continue
         if sign in ("", "~") and key not in known:
-            return f"no option {key!r}; nearest: {', '.join(nearest(key, known))}"
+            return unknown(key, known)
         if sign == "+" and key in known:
             return f"+{key}: {key} is there already; give it without the +"
         if sign != "~" and declared(key) is None and parse(value or "") is None and (value or "").lower() != "null":
@@ -236,6 +254,24 @@ def refused(command: str, given: list[str], base: DictConfig, error: Exception) 
         )
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException | HydraException) else error
     return str(cause).strip().split("\n")[0]
+
+
+def unknown(key: str, known: list[str]) -> str:
+    """What is said of a key that is no option of what was chosen; it may be one of another choice."""
+    group = key.partition(".")[0]
+    chosen = [choice for choice in groups().get(group, ()) if group in known and key in of_choice(group, choice)]
+    if chosen and group == "dictionaries":
+        return f"{key}: no {key.split('.')[1]} is trained; add it to dictionaries=[...]"
+    if chosen:
+        return f"{key} is an option of {' and '.join(f'{group}={choice}' for choice in chosen)}; choose it as well"
+    return f"no option {key!r}; nearest: {', '.join(nearest(key, known))}"
+
+
+@cache
+def of_choice(group: str, choice: str) -> frozenset[str]:
+    """Every "group.a" and "group.a.b" of a choice's own file."""
+    config = OmegaConf.create((files("rayscope.conf") / group / f"{choice}.yaml").read_text(encoding="utf-8"))
+    return frozenset(names_of(config, f"{group}.")) if isinstance(config, DictConfig) else frozenset()
 
 
 def names_of(config: DictConfig, prefix: str = "") -> Iterator[str]:

@@ -47,7 +47,7 @@ def out_folder(out: object) -> Path:
         )
     if isinstance(out, bool) or not isinstance(out, str | int):
         raise ValueError(f"out={out}: not the name of a folder; give one, such as out=runs/mine")
-    return Path(str(out)).expanduser()
+    return Path(os.path.expanduser(str(out)))  # noqa: PTH111 (leaves a ~ of nobody)
 
 
 @contextmanager
