@@ -162,12 +162,12 @@ def test_one_bit_of_a_setting(copy, capsys):
     refused(copy, "it was changed after environment.json was written", capsys)
 
 
-def refused(copy: Path, fact: str, capsys) -> None:
+def refused(copy: Path, fact: str, capsys, path: Path | None = None) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["evaluate", *SMALL, f"out={copy}"])
     assert stopped.value.code == 1
     (line,) = said(capsys)
-    assert str(copy / "config.yaml") in line
+    assert str(path or copy / "config.yaml") in line
     assert fact in line
     assert not (copy / "evaluation.csv").exists()
 
@@ -196,6 +196,14 @@ def test_a_run_without_all_of_its_dictionaries_is_not_measured(copy, tmp_path, c
     apart = shutil.copytree(copy / "dictionaries", copy / "apart")
     main(["evaluate", *SMALL, f"dictionaries.folder={apart}", f"out={tmp_path / 'measured'}"])
     assert "other" in set(pd.read_csv(tmp_path / "measured/evaluation.csv")["dictionary"])
+
+
+def test_a_dictionary_whose_k_was_changed_is_not_measured(copy, capsys):
+    (path,) = (copy / "dictionaries").glob("*/topk/config.json")
+    text = path.read_text()
+    assert '"k": 4' in text
+    path.write_text(text.replace('"k": 4', '"k": 5'))
+    refused(copy, f"{path} is not what training wrote there; put it back", capsys, path)
 
 
 def test_what_was_measured_on_other_dictionaries_is_not_finished(copy, capsys):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from folders import Killed, begin_and_die, config, die_at_once, make, set_aside, start, work
 from rayscope import records
 from rayscope.pipeline import is_trained
-from rayscope.records import NOT_COMPARED, Records, differences, same_inputs
+from rayscope.records import NOT_COMPARED, Records, differences, flat, same_inputs
 from rayscope.runs import OUTPUTS, Finished, out_folder, run
 
 
@@ -45,11 +45,10 @@ def test_others_are(old, refused, change):
 
 def test_every_option_that_is_not_compared_exists():
     from hydra import compose, initialize_config_module
-
-    from rayscope.overrides import flat
+    from omegaconf import OmegaConf
 
     with initialize_config_module("rayscope.conf", version_base="1.3"):
-        keys = [f"{key}." for key in flat(compose("train", ["logger=wandb"]))]
+        keys = [f"{key}." for key in flat(OmegaConf.to_container(compose("train", ["logger=wandb"])))]
     assert [name for name in NOT_COMPARED if not any(key.startswith(f"{name}.") for key in keys)] == []
 
 

@@ -29,7 +29,7 @@ from rayscope.saved import load_dictionaries
 from rayscope.sites import Site
 from rayscope.source import Source
 from rayscope.text import SPLITS
-from rayscope.trained import DICTIONARIES, TRAINED, check
+from rayscope.trained import DICTIONARIES, TRAINED, check, digest
 from rayscope.training import train, without
 
 
@@ -94,6 +94,7 @@ def save_trained(
             dictionary.save(folder / DICTIONARIES / site.key / name, provenance(site, dictionary))
     saved = [f"{site.key}/{name}" for site, named in sound.items() for name in named]
     record = {"tokens": tokens, "dictionaries": saved, "diverged": [asdict(found) for found in diverged]}
+    record["sha256"] = {name: digest(folder / DICTIONARIES / name) for name in saved}
     write_whole(folder / TRAINED, json.dumps(record, indent=1))
     remove_checkpoints(folder)
     say(f"{what}: {len(saved)} dictionaries in {folder / DICTIONARIES}")

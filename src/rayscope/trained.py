@@ -1,5 +1,6 @@
 """trained.json: what says that a training is done, and whether the dictionaries that it lists are still there."""
 
+import hashlib
 import json
 from dataclasses import fields
 from pathlib import Path
@@ -29,12 +30,23 @@ def check(folder: Path) -> None:
     diverged = found.get("diverged", [])
     if not isinstance(diverged, list) or not all(isinstance(one, dict) and set(one) == DIVERGED for one in diverged):
         raise ValueError(f"{path} is not what rayscope wrote (diverged is no list of dictionaries that did)")
+    hashes = found.get("sha256", {})
+    if not isinstance(hashes, dict):
+        raise ValueError(f"{path} is not what rayscope wrote (sha256 is no mapping)")
     for name in names:
         for part in PARTS:
             file = folder / DICTIONARIES / name / part
             if not file.is_file() or not file.stat().st_size:
                 state = "empty" if file.is_file() else "missing"
                 raise ValueError(f"{file} is {state}, though {path.name} says that it is trained")
+        place = folder / DICTIONARIES / name
+        if name in hashes and digest(place) != hashes[name]:
+            raise ValueError(f"{place / PARTS[0]} is not what training wrote there")
+
+
+def digest(dictionary: Path) -> str:
+    """sha256 of its config.json, which holds the arguments, and the sha256 of the weights."""
+    return hashlib.sha256((dictionary / PARTS[0]).read_bytes()).hexdigest()
 
 
 def check_run_of(dictionaries: Path) -> None:
