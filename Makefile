@@ -1,9 +1,9 @@
-# demo · test · check · bench · wheel-check: each installs what it needs into .venv first.
+# demo · test · check · faults · bench · wheel-check: each installs what it needs into .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test check bench wheel-check clean
+.PHONY: demo test check faults bench wheel-check clean
 
 demo: $(INSTALLED)
 	$(BIN)/rayscope demo
@@ -16,6 +16,10 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
 	$(BIN)/python -m pytest
+
+# Kills at every file operation, and broken inputs: both tables, into docs/faults.md. About an hour on two cores.
+faults: $(INSTALLED)
+	$(BIN)/python tests/faults
 
 # Every part; the peers' environments are installed where they are not there yet. One part: rayscope benchmark step
 bench: $(INSTALLED)
