@@ -41,7 +41,8 @@ class Fault:
     right: Right
     harm: Harm = nothing
     variables: dict[str, str] | None = None
-    file_limit: int | None = None  # bytes, as if the disk were full
+    file_limit: int | None = None  # bytes that a file may have, as on a full disk
+    then: Right | None = None  # what must come of the same command once nothing is in its way
 
     def meet(self, place: Place) -> tuple[Ended, list[str]]:
         """How the command ended, and what is wrong."""
@@ -55,7 +56,10 @@ class Fault:
                 full_disk(self.file_limit)()
 
         ended = perform(self.argv, place.here, prepare=prepare)
-        return ended, self.right(ended, place)
+        wrong = self.right(ended, place)
+        if self.then is not None:
+            wrong += [f"then {each}" for each in self.then(perform(self.argv, place.here), place)]
+        return ended, wrong
 
 
 def make_states(place: Place) -> None:
