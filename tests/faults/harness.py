@@ -215,10 +215,10 @@ class Place:
         shutil.copytree(self.states / state, self.here, symlinks=True)
 
     def results(self, cached: bool = False) -> dict[str, str]:
-        """What the command made; runs set aside in the order of their dates."""
+        """What the command made, and the run that it set aside: the first, since one that is finished is redone."""
         found = contents(self.out, *([self.cache] if cached else []))
-        for number, folder in enumerate(sorted(self.here.glob("out.old-*"))):
-            found |= {f"set aside {number}{name.removeprefix(folder.name)}": h for name, h in contents(folder).items()}
+        for folder in sorted(self.here.glob("out.old-*"))[:1]:
+            found |= {f"set aside{name.removeprefix(folder.name)}": hashed for name, hashed in contents(folder).items()}
         return found
 
 

@@ -38,55 +38,43 @@ class Tally:
 
 
 def lines(steps: int = 16) -> list[Line]:
-    common = [
-        "model=gpt2", "model.name=model", "model.context=null", "text=files", "text.files=[prose.txt]", "threads=1",
-        "stream.batch_size=64", "stream.round_tokens=256", "latents=64", "out=out", "device=cpu",
-    ]  # fmt: skip
-    trained = [
-        *common, "k=4", f"tokens={steps * 64}", f"sites.patterns={SITES}", "training.calibration_tokens=128", "training.checkpoint_steps=5",
-        "training.log_every=4",
-    ]  # fmt: skip
-    measured = [
-        "baselines=pca", "baselines.fit_tokens=512", "evaluation.tokens=512", "evaluation.splice_tokens=128",
-        "evaluation.validation_tokens=256", "evaluation.draws=10",
-    ]  # fmt: skip
-    features = [
-        "features.tokens=1024", "features.most_frequent=3", "features.spaced=0", "features.min_count=5", "features.contexts=2",
-    ]  # fmt: skip
-    train = ["train", *trained, f"dictionaries={NAMES}", "training.snapshots=3"]
-    demo = [
-        "demo",
-        *trained,
-        *measured,
-        *features,
-        "dictionaries=[topk]",
-        "training.snapshots=2",
-        "training.snapshot_names=null",
+    source = [
+        "model=gpt2",
+        "model.name=model",
+        "model.context=null",
+        "text=files",
+        "text.files=[prose.txt]",
+        "device=cpu",
     ]
-    tune = [
-        *train[:1],
-        *(a for a in trained if a != "out=out"),
-        "stage=kl",
-        "finetuning.folder=first/dictionaries",
-        "finetuning.tokens=512",
-        "finetuning.rows=2",
-        "out=out",
-    ]
-    first = [*(a for a in train if a != "out=out"), "out=first"]
-    study = [
-        "study", "surrogate", *(a for a in common if not a.startswith("latents")), "sites.patterns=[blocks.1.hook_resid_post]",
-        "study.sizes.demo={seeds:[0,1],latents:64,ks:[4],tokens:1024,fit_tokens:1024,held_out:512,lr:2e-3}", "study.run.sample=512",
-    ]  # fmt: skip
+    source += ["threads=1", "stream.batch_size=64", "stream.round_tokens=256"]
+    sizes = [f"tokens={steps * 64}", "latents=64", "k=4", f"sites.patterns={SITES}", "training.calibration_tokens=128"]
+    training = [*source, *sizes, "training.checkpoint_steps=5", "training.log_every=4", "training.snapshots=3"]
+    baselines = ["baselines=pca", "baselines.fit_tokens=512"]
+    evaluation = ["evaluation.tokens=512", "evaluation.splice_tokens=256", "evaluation.validation_tokens=256", "evaluation.draws=20"]  # fmt: skip
+    features = ["features.tokens=1024", "features.most_frequent=3", "features.spaced=0", "features.min_count=5", "features.contexts=2"]  # fmt: skip
+    first = ["train", *training, f"dictionaries={NAMES}"]
+    train = [*first, "out=out"]
+    tuning = ["stage=kl", "finetuning.folder=first/dictionaries", "finetuning.tokens=512", "finetuning.rows=2"]
+    demo = ["training.snapshot_names=null", "dictionaries=[topk]", *baselines, *evaluation, *features, "out=out"]
+    shrunk = "{seeds:[0,1],latents:64,ks:[4],tokens:1024,fit_tokens:1024,held_out:512,lr:2e-3}"
+    study = [*source, "sites.patterns=[blocks.1.hook_resid_post]", f"study.sizes.demo={shrunk}", "study.run.sample=512"]
     return [
         Line("train, 2 sites x 2 dictionaries", train),
         Line("train into a fresh cache", train, fresh_cache=True, slow=True),
-        Line("train overwrite=true on a finished run", [*train, "overwrite=true"], before=[train]),
-        Line("train stage=kl", tune, before=[first]),
-        Line("evaluate", ["evaluate", *common, *measured], before=[train], slow=True),
-        Line("features", ["features", *common, "baselines.fit_tokens=512", *features], before=[train]),
-        Line("demo", demo, slow=True),
-        Line("study surrogate, shrunk", study, slow=True),
-    ]  # fmt: skip
+        Line("train overwrite=true on a finished run", [*train, "overwrite=true"], before=[train], slow=True),
+        Line("train stage=kl", [*train, *tuning], before=[[*first, "out=first"]]),
+        Line(
+            "evaluate",
+            ["evaluate", *source, "latents=64", *baselines, *evaluation, "out=out"],
+            before=[train],
+            slow=True,
+        ),
+        Line(
+            "features", ["features", *source, "latents=64", *baselines, *features, "out=out"], before=[train], slow=True
+        ),
+        Line("demo", ["demo", *training, *demo], slow=True),
+        Line("study surrogate, shrunk", ["study", "surrogate", *study, "out=out"], slow=True),
+    ]
 
 
 def points(operations: list[str], every: bool) -> list[int]:

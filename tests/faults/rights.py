@@ -7,6 +7,7 @@ from collections.abc import Callable
 from harness import Ended, Place, contents, differences
 
 Right = Callable[[Ended, Place], list[str]]
+LOCK = ".rayscope-lock"  # a killed command leaves its own, the next one takes it away
 HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f\u200b-\u200f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -20,7 +21,9 @@ def refused(*facts: str) -> Right:
             wrong.append(f"{len(said)} lines of error: {ended.last[:200]}")
         wrong += [f"no {fact!r} in {ended.last[:200]!r}" for fact in facts if fact not in "".join(said)]
         after = contents(place.here)
-        return wrong + [f"changed {name}" for name, was in place.before.items() if after.get(name) != was]
+        return wrong + [
+            f"changed {name}" for name, was in place.before.items() if after.get(name) != was and LOCK not in name
+        ]
 
     return right
 
