@@ -17,7 +17,7 @@ check: $(INSTALLED)
 	$(BIN)/basedpyright
 	$(BIN)/python -m pytest
 
-# Kills at every file operation, and broken inputs: both tables, into docs/faults.md. About an hour on two cores.
+# Kills at every file operation, and broken inputs: both tables, into docs/faults.md..
 faults: $(INSTALLED)
 	$(BIN)/python tests/faults
 

@@ -5,72 +5,80 @@ import platform
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))  # for toys
+sys.path.insert(0, str(HERE.parent))
+
+from harness import Place, warm
+from kills import LINES, Tally, kills
+from rows import faults, make_states
+
+import toys
+from rayscope.escapes import visible
+
 DOCS = HERE.parent.parent / "docs" / "faults.md"
 
 
 def main(arguments: list[str]) -> int:
     quick, parts = "quick" in arguments, [a for a in arguments if a != "quick"]
+    began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="faults-") as work:
-        os.environ["RAYSCOPE_CACHE"] = f"{work}/cache"
-        os.environ["WANDB_MODE"] = "online"
-        import harness
-
-        import toys
-
-        harness.warm()
-        place = harness.Place(Path(work))
-        place.here.mkdir()
-        toys.save_gpt2(place.here / "model")
-        toys.write_text(place.here / "prose.txt")
-        place.keep("nothing")
-        began = time.monotonic()
-        kills = of_kills(place, quick, parts)
-        faults = of_faults(place, parts)
-        seconds = time.monotonic() - began
-    wrong = [f"{t.name}: {w}" for t in kills for w in t.wrong] + [
-        f"{name}: {'; '.join(w)}" for name, _, w in faults if w
-    ]
-    print(f"\n{sum(t.kills for t in kills)} kills and {len(faults)} faults in {seconds:.0f} s; wrong: {len(wrong)}")
-    print("\n".join(wrong))
+        place = prepare(Path(work))
+        lines = [line.name for line in LINES if chosen(line.name, parts) and not (quick and line.slow)]
+        names = [fault.name for fault in faults() if chosen(fault.name, parts)]
+        if names:
+            make_states(place)
+        workers = os.cpu_count() or 1
+        with ProcessPoolExecutor(workers, get_context("fork")) as pool:  # each a fork of this, the warm interpreter
+            of_lines = [pool.submit(kill, place, name, quick) for name in lines]
+            of_names = [pool.submit(meet, place, names[start::workers]) for start in range(workers)]
+            tallies = [done.result() for done in of_lines]
+            found = {row[0]: row for done in of_names for row in done.result()}
+    rows, seconds = [found[name] for name in names], time.monotonic() - began
+    wrong = [f"{t.name}: {w}" for t in tallies for w in t.wrong] + [f"{name}: {w}" for name, _, ws in rows for w in ws]
+    print(f"\n{sum(t.kills for t in tallies)} kills and {len(rows)} faults in {seconds:.0f} s; wrong: {len(wrong)}")
+    for each in wrong:
+        print(visible(each))
     if not quick and not parts and not wrong:
         DOCS.parent.mkdir(exist_ok=True)
-        DOCS.write_text(page(kills, faults, seconds), encoding="utf-8")
+        DOCS.write_text(page(tallies, rows, seconds), encoding="utf-8")
     return bool(wrong)
 
 
-def of_kills(place, quick: bool, parts: list[str]) -> list:
-    from kills import kills, lines
+def prepare(work: Path) -> Place:
+    """The place, with a toy model and a toy text in it, in a warm interpreter."""
+    os.environ["RAYSCOPE_CACHE"] = f"{work}/cache"
+    os.environ.pop("WANDB_MODE", None)
+    warm()
+    place = Place(work)
+    place.here.mkdir()
+    toys.save_gpt2(place.here / "model")
+    toys.write_text(place.here / "prose.txt")
+    place.keep("nothing")
+    return place
 
-    tallies = []
-    for line in lines():
-        if chosen(line.name, parts) and not (quick and line.slow):
-            for tally in kills(place, line, every=not quick, randomly=1 if quick else 10):
-                print(f"\r{tally.name}: {tally.equal} of {tally.kills} kills", end="", flush=True)
-            print(f", {tally.operations} file operations")
-            tallies.append(tally)
-    return tallies
+
+def kill(place: Place, name: str, quick: bool) -> Tally:
+    """In a worker: every kill of a line."""
+    own, (line,) = place.copied(), [line for line in LINES if line.name == name]
+    for tally in kills(own, line, every=not quick, randomly=1 if quick else 5):
+        if tally.kills % 20 == 0:
+            print(f"{name}: {tally.equal} of {tally.kills} kills", flush=True)
+    print(f"{name}: {tally.equal} of {tally.kills} kills equal, {tally.operations} file operations", flush=True)
+    return tally
 
 
-def of_faults(place, parts: list[str]) -> list[tuple[str, str, list[str]]]:
-    from rows import faults, make_states
-
-    rows = [fault for fault in faults() if chosen(fault.name, parts)]
-    if rows:
-        make_states(place)
-    found = []
-    for fault in rows:
-        ended, wrong = fault.meet(place)
-        print(
-            f"{'WRONG' if wrong else 'right'}  {fault.name}: {ended.last if not wrong else '; '.join(wrong)}"[:300],
-            flush=True,
-        )
-        found.append(
-            (fault.name, f"exit code {ended.code}: {ended.last}" if ended.code else "result as without it", wrong)
-        )
+def meet(place: Place, names: list[str]) -> list[tuple[str, str, list[str]]]:
+    """In a worker: (name, what came of it, what is wrong) of some faults."""
+    own, found = place.copied(), []
+    for fault in (fault for fault in faults() if fault.name in names):
+        ended, wrong = fault.meet(own)
+        outcome = visible(ended.last) if ended.code else "exit code 0"
+        print(f"{'WRONG' if wrong else 'right'}  {fault.name}: {visible('; '.join(wrong[:3])) or outcome}", flush=True)
+        found.append((fault.name, outcome, wrong))
     return found
 
 
@@ -88,7 +96,7 @@ def page(kills, faults, seconds: float) -> str:
         "",
         "## Killed, and the same command again",
         "",
-        "kill -9 before every file operation (open for writing, rename, unlink, mkdir, rmdir) in the run's folder and the cache; 10 kills each within",
+        "kill -9 before every file operation (open for writing, rename, unlink, mkdir, rmdir) in the run's folder and the cache; 5 kills each within",
         "an operation, at random moments, and by SIGTERM or SIGINT. Equal: every file, bitwise, as after an uninterrupted run, and no other file.",
         "",
         "| command | file operations | kills | equal |",

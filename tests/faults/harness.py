@@ -10,6 +10,7 @@ import resource
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -203,6 +204,16 @@ class Place:
         self.out = self.here / "out"
         self.wanted: dict[str, dict[str, str]] = {}
         self.before: dict[str, str] = {}
+
+    def copied(self) -> "Place":
+        """Another place with the same states, and a cache of its own that this process uses from now on."""
+        other = Place(Path(tempfile.mkdtemp(dir=self.here.parent, prefix="worker-")))
+        shutil.copytree(self.states, other.states, symlinks=True)
+        if self.cache.exists():
+            shutil.copytree(self.cache, other.cache)
+        other.wanted = dict(self.wanted)
+        os.environ["RAYSCOPE_CACHE"] = str(other.cache)
+        return other
 
     def keep(self, state: str) -> None:
         """What is here now, by this name."""

@@ -77,6 +77,9 @@ def lines(steps: int = 16) -> list[Line]:
     ]
 
 
+LINES = lines()
+
+
 def points(operations: list[str], every: bool) -> list[int]:
     """Where to kill: before each operation, or before the first of each kind on each kind of file."""
     if every:

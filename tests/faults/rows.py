@@ -9,7 +9,7 @@ import harms
 import rights
 from harms import Harm, all_of, cut, edited, flipped, gone, holds, nothing
 from harness import Ended, Place, contents, full_disk, killed, must, perform
-from kills import lines
+from kills import LINES
 from rights import Right, either, refused, same_as
 
 CHECKPOINT, ONE = "out/checkpoint.ckpt", "out/dictionaries/blocks_1_hook_resid_post/topk"
@@ -19,7 +19,12 @@ SLURM = {
     "SLURM_JOB_NODELIST": "n1",
 }  # fmt: skip
 TORCHRUN = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
-NO_KEY = {"WANDB_API_KEY": "", "HOME": "/nonexistent", "NETRC": "/nonexistent/netrc"}
+NO_KEY = {
+    "WANDB_BASE_URL": "https://api.wandb.ai",
+    "WANDB_API_KEY": "",
+    "HOME": "/nonexistent",
+    "NETRC": "/nonexistent/netrc",
+}
 WRONG_OPTIONS = [
     "tokens=0", "tokens=20k", "latents=1.5", "seed=x", "k=null", "stream.batch_size=-1", "stream.round_tokens=0",
     "training.log_every=-1", "training.checkpoint_seconds=nan", "training.snapshots=-2", "training.calibration_tokens=64x",
@@ -27,8 +32,8 @@ WRONG_OPTIONS = [
     "model.context=abc", "model.context=-5", "text.max_tokens=20k", "text.max_tokens=-1", "text.column=null",
     "sites.patterns=null", "sites.patterns=3", "threads=two", "precision=fp16", "overwrite=maybe", "stage=train",
 ]  # fmt: skip
-LINES = {line.name: line.argv for line in lines()}
-TRAIN, EVALUATE, DEMO = LINES["train, 2 sites x 2 dictionaries"], LINES["evaluate"], LINES["demo"]
+ARGV = {line.name: line.argv for line in LINES}
+TRAIN, EVALUATE, DEMO = ARGV["train, 2 sites x 2 dictionaries"], ARGV["evaluate"], ARGV["demo"]
 
 
 @dataclass(frozen=True)
@@ -129,9 +134,8 @@ def of_resuming() -> Iterator[Fault]:
     yield Fault("training.csv binary", "stopped", TRAIN, right, holds("out/training.csv", BINARY))
     yield Fault("trained, but a dictionary is gone", "trained", TRAIN, refused("topk"), gone(ONE, "out/finished.json"))
     for size in (3_000, 30_000, 120_000):
-        yield Fault(
-            f"no room beyond {size:,} bytes per file", "nothing", TRAIN, refused("no space left"), file_limit=size
-        )
+        name, again = f"no file may grow beyond {size:,} bytes", same_as("trained")
+        yield Fault(name, "nothing", TRAIN, refused("larger than is allowed", "out/"), file_limit=size, then=again)
     yield Fault("one dictionary diverges", "nothing", [*TRAIN, "dictionaries.topk.lr=1e30"], rights.topk_diverged)
 
 
@@ -182,7 +186,7 @@ def of_folders() -> Iterator[Fault]:
 
 
 def of_arguments() -> Iterator[Fault]:
-    yield Fault("a key twice", "nothing", [*TRAIN, "k=8"], refused("k=8"))
+    yield Fault("a key twice", "nothing", [*TRAIN, "k=8"], refused("k is given 2 times"))
     yield Fault("k=4,8 without -m", "nothing", [*without(TRAIN, "k"), "k=4,8"], refused("k=4,8", "-m"))
     two = "dictionaries=topk,abstopk"
     yield Fault(f"{two} without -m", "nothing", [*without(TRAIN, "dictionaries"), two], refused(two, "-m"))
