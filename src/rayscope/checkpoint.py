@@ -100,7 +100,7 @@ def digest(tensors: Sequence[Tensor]) -> str:
     """sha256 of the tensors' values."""
     sha256 = hashlib.sha256()
     for tensor in tensors:
-        sha256.update(tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy())
+        sha256.update(tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().data)
     return sha256.hexdigest()
 
 

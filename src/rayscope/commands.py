@@ -215,10 +215,10 @@ def open_source(config: DictConfig, records: Records, reads: Path | None = None)
 def open_comparison(config: DictConfig, records: Records):
     """The saved dictionaries, and the baselines at their bits."""
     from rayscope.comparison import Baseline, compare
-    from rayscope.run_settings import dictionaries_folder, differences, say_otherwise_trained
+    from rayscope.run_settings import differences, measured_folder, say_otherwise_trained
     from rayscope.saved import load_dictionaries
 
-    place = dictionaries_folder("evaluate", config)
+    place = measured_folder(config)
     check_run_of(place)
     source = open_source(config, records, reads=None if records.prefix == "" else place)
     learned = load_dictionaries(place, source.model)

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
 from rayscope.activations import Batch, permutation
@@ -26,7 +25,7 @@ from rayscope.splicing import Clean, coded_positions
 from rayscope.stopping import Stopped, deferred
 from rayscope.text import Rows
 from rayscope.training import calibrate, check_schedule, named_by_content, without
-from rayscope.training_log import TrainingLog, log
+from rayscope.training_log import Log, TrainingLog, log
 
 
 class LastRows:
@@ -87,7 +86,7 @@ def finetune(
     lr: float | None = None,
     clip: float = 1.0,
     calibration: Iterable[Batch] = (),
-    loggers: Sequence[Logger] = (),
+    loggers: Sequence[Log] = (),
     log_every: int = 50,
     checkpoint_steps: int = 0,
     checkpoint_seconds: float = 120.0,

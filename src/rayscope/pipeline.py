@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from lightning.pytorch.loggers import Logger
 
 from rayscope.activations import ActivationStream, Batch, Stream
 from rayscope.checkpoint import BEFORE, CHECKPOINT, remove_checkpoints
@@ -31,6 +30,7 @@ from rayscope.source import Source
 from rayscope.text import SPLITS
 from rayscope.trained import DICTIONARIES, TRAINED, check, digest
 from rayscope.training import train, without
+from rayscope.training_log import Log
 
 
 def train_dictionaries(
@@ -151,7 +151,7 @@ def finetune_dictionaries(
     kl: float,
     lr: float | None,
     calibration_tokens: int,
-    loggers: Sequence[Logger] = (),
+    loggers: Sequence[Log] = (),
     said: Iterable[str] = (),
     **options: Any,
 ) -> None:

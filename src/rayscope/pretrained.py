@@ -74,7 +74,7 @@ def read(name: str, revision: str | None = None) -> tuple[Any, Any]:
             config = AutoConfig.from_pretrained(path, **options)
         check_config(name, config)
         with reading(name, weights):
-            network, info = GPT2LMHeadModel.from_pretrained(
+            loaded: Any = GPT2LMHeadModel.from_pretrained(
                 path,
                 dtype=torch.float32,
                 attn_implementation="sdpa",
@@ -83,6 +83,7 @@ def read(name: str, revision: str | None = None) -> tuple[Any, Any]:
                 output_loading_info=True,
                 **options,
             )
+            network, info = loaded
         if fault := unlike(network, info):
             raise ValueError(f"model.name={name}: {fault}")
         with reading(name, "the tokenizer"):

@@ -56,9 +56,14 @@ def with_run_settings(command: str, config: DictConfig, given: Iterable[str]) ->
 def dictionaries_folder(command: str, config: Mapping[str, Any] | DictConfig) -> Path | None:
     """Where the saved dictionaries lie that the command works on; None for a command that makes its own."""
     if command in ("evaluate", "features"):
-        return Path(config.get("dictionaries", {}).get("folder") or Path(config["out"]) / "dictionaries")
+        return measured_folder(config)
     tuned = command == "train" and config.get("stage") == "kl" and config["finetuning"]["folder"]
     return Path(tuned) if tuned else None
+
+
+def measured_folder(config: Mapping[str, Any] | DictConfig) -> Path:
+    """dictionaries.folder, or the run's own."""
+    return Path(config.get("dictionaries", {}).get("folder") or Path(config["out"]) / "dictionaries")
 
 
 def merged(key: str, own: Any, composed: Any, keys: set[str]) -> Any:
@@ -72,7 +77,8 @@ def merged(key: str, own: Any, composed: Any, keys: set[str]) -> Any:
 
 def differences(folder: Path, config: DictConfig) -> dict[str, tuple[str, str]]:
     """{option: (in the run that trained the folder's dictionaries, here)}, of those that decide what is measured."""
-    own, here, found = run_settings(folder), OmegaConf.to_container(config, resolve=True), dict[str, tuple[str, str]]()
+    own, found = run_settings(folder), dict[str, tuple[str, str]]()
+    here: Any = OmegaConf.to_container(config, resolve=True)
     for key in COMPARED if own else ():
         was, now = (value if isinstance(value, dict) else {"": value} for value in (own.get(key), here.get(key)))
         if was.get("_target_") != now.get("_target_"):  # two kinds of text have no options to compare

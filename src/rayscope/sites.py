@@ -77,7 +77,7 @@ def as_patterns(given: object) -> list[str]:
         if not isinstance(pattern, str) or not pattern.strip():
             what = "null" if pattern is None and patterns else "none" if pattern is None else repr(pattern)
             raise ValueError(f"sites.patterns: {what} given; a hook point is such as blocks.3.hook_resid_post")
-    return patterns
+    return [str(pattern) for pattern in patterns]
 
 
 def nearest(hook: str, names: list[str]) -> list[str]:

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.io import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
 from rayscope.activations import Batch, Stream
@@ -27,7 +26,7 @@ from rayscope.dictionaries import Learned
 from rayscope.divergence import Divergence, NothingLeft, finite
 from rayscope.sites import Site
 from rayscope.stopping import Stopped, deferred
-from rayscope.training_log import TrainingLog, log
+from rayscope.training_log import Log, TrainingLog, log
 
 
 class DictionaryTrainer(LightningModule):
@@ -157,7 +156,12 @@ class DictionaryTrainer(LightningModule):
         if logged or step in self.snapshot_steps:
             self.check_weights(step)
         if self.loggers and logged:
-            log(self.loggers, step * self.batch_size, self.scalars(), self.histograms())
+            log(
+                [each for each in self.loggers if isinstance(each, Log)],
+                step * self.batch_size,
+                self.scalars(),
+                self.histograms(),
+            )
         if step in self.snapshot_steps and self.snapshot_folder is not None:
             tokens = step * self.batch_size
             for key, name, dictionary in self.learning():
@@ -265,7 +269,7 @@ def train(
     *,
     about: dict[Site, dict[str, Any]] | None = None,
     calibration: Iterable[Batch] = (),
-    loggers: Sequence[Logger] = (),
+    loggers: Sequence[Log] = (),
     log_every: int = 50,
     checkpoint_steps: int = 0,
     checkpoint_seconds: float = 120.0,

@@ -192,7 +192,7 @@ def read(path: Path) -> dict[str, Any]:
     return kept
 
 
-def brief(error: Exception) -> str:
+def brief(error: BaseException) -> str:
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 

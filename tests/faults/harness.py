@@ -225,6 +225,11 @@ class Place:
         shutil.rmtree(self.here, ignore_errors=True)
         shutil.copytree(self.states / state, self.here, symlinks=True)
 
+    def grow_old(self) -> None:
+        """An hour goes by for the cache, where half-written folders are swept once nobody can be about to write them."""
+        for path in self.cache.glob("*/.*"):
+            os.utime(path, (0, path.stat().st_mtime - 3600))
+
     def results(self, cached: bool = False) -> dict[str, str]:
         """What the command made, and the run that it set aside: the first, since one that is finished is redone."""
         found = contents(self.out, *([self.cache] if cached else []))

@@ -105,6 +105,7 @@ def kills(place: Place, line: Line, *, every: bool, randomly: int, seed: int = 0
     for how, plan in plans(operations, seconds, watch, rng, every=every, randomly=randomly):
         begin(place, line)
         ended = perform(line.argv, place.here, **plan)
+        place.grow_old()
         again = perform(line.argv, place.here)
         wrong = differences(place.results(line.fresh_cache), wanted)
         if again.code or "Traceback" in ended.said + again.said:

@@ -70,13 +70,13 @@ def pack(source: Source, tokenizer, context: int, cache: str | Path | None = Non
     key = json.dumps([LAYOUT, documents, hashlib.sha256(encoder.rules.encode()).hexdigest(), context, limit])
     fingerprint = hashlib.sha256(key.encode()).hexdigest()
     folder = Path(cache or cache_folder()).expanduser() / "text" / fingerprint[:16]
+    sweep(folder.parent, age=5, inside=())
     if (folder / "text.json").exists():
         try:
             return read(folder, fingerprint, context)
         except Damaged as damaged:
             say(f"text: {folder} is damaged ({damaged}); packing it again")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    sweep(folder.parent, age=60)
     try:
         with whole_folder(folder) as temporary:
             write(source, encoder, context, temporary)
