@@ -17,7 +17,7 @@ check: $(INSTALLED)
 	$(BIN)/basedpyright
 	$(BIN)/python -m pytest
 
-# Kills at every file operation, and broken inputs: both tables, into docs/faults.md..
+# Kills at file operations, and broken inputs: both tables, into docs/faults.md. A quarter of an hour on two cores..
 faults: $(INSTALLED)
 	$(BIN)/python tests/faults
 

@@ -1,4 +1,7 @@
-"""python tests/faults [quick] [PART OF A NAME ...]: the tables of kills and of faults, printed and, when whole, written to docs/faults.md."""
+"""python tests/faults [quick | every] [PART OF A NAME ...]: the tables of kills and of faults, printed and, when whole, written to docs/faults.md.
+
+A command is killed before the first operation of each kind on each kind of file; with `every`, before every operation.
+"""
 
 import os
 import platform
@@ -23,7 +26,8 @@ DOCS = HERE.parent.parent / "docs" / "faults.md"
 
 
 def main(arguments: list[str]) -> int:
-    quick, parts = "quick" in arguments, [a for a in arguments if a != "quick"]
+    quick, every = "quick" in arguments, "every" in arguments
+    parts = [a for a in arguments if a not in ("quick", "every")]
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="faults-") as work:
         place = prepare(Path(work))
@@ -33,7 +37,7 @@ def main(arguments: list[str]) -> int:
             make_states(place)
         workers = os.cpu_count() or 1
         with ProcessPoolExecutor(workers, get_context("fork")) as pool:  # each a fork of this, the warm interpreter
-            of_lines = [pool.submit(kill, place, name, quick) for name in lines]
+            of_lines = [pool.submit(kill, place, name, every, 1 if quick else 5) for name in lines]
             of_names = [pool.submit(meet, place, names[start::workers]) for start in range(workers)]
             tallies = [done.result() for done in of_lines]
             found = {row[0]: row for done in of_names for row in done.result()}
@@ -44,7 +48,7 @@ def main(arguments: list[str]) -> int:
         print(visible(each))
     if not quick and not parts and not wrong:
         DOCS.parent.mkdir(exist_ok=True)
-        DOCS.write_text(page(tallies, rows, seconds), encoding="utf-8")
+        DOCS.write_text(page(tallies, rows, seconds, every), encoding="utf-8")
     return bool(wrong)
 
 
@@ -61,10 +65,10 @@ def prepare(work: Path) -> Place:
     return place
 
 
-def kill(place: Place, name: str, quick: bool) -> Tally:
+def kill(place: Place, name: str, every: bool, randomly: int) -> Tally:
     """In a worker: every kill of a line."""
     own, (line,) = place.copied(), [line for line in LINES if line.name == name]
-    for tally in kills(own, line, every=not quick, randomly=1 if quick else 5):
+    for tally in kills(own, line, every=every, randomly=randomly):
         if tally.kills % 20 == 0:
             print(f"{name}: {tally.equal} of {tally.kills} kills", flush=True)
     print(f"{name}: {tally.equal} of {tally.kills} kills equal, {tally.operations} file operations", flush=True)
@@ -86,7 +90,7 @@ def chosen(name: str, parts: list[str]) -> bool:
     return not parts or any(part in name for part in parts)
 
 
-def page(kills, faults, seconds: float) -> str:
+def page(kills, faults, seconds: float, every: bool) -> str:
     """docs/faults.md."""
     lines = [
         "# Faults",
@@ -96,8 +100,9 @@ def page(kills, faults, seconds: float) -> str:
         "",
         "## Killed, and the same command again",
         "",
-        "kill -9 before every file operation (open for writing, rename, unlink, mkdir, rmdir) in the run's folder and the cache; 5 kills each within",
-        "an operation, at random moments, and by SIGTERM or SIGINT. Equal: every file, bitwise, as after an uninterrupted run, and no other file.",
+        f"kill -9 before {'every file operation' if every else 'the first file operation of each kind (open for writing, rename, unlink, mkdir, rmdir) on each kind of file'}",
+        "in the run's folder and the cache; 5 kills each within an operation, at random moments, and by SIGTERM or SIGINT. Equal: every file,",
+        "bitwise, as after an uninterrupted run, and no other file. `python tests/faults every` kills before every operation.",
         "",
         "| command | file operations | kills | equal |",
         "|---|---|---|---|",
