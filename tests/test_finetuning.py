@@ -202,6 +202,7 @@ def test_the_command_and_a_stopped_run(command, tmp_path, monkeypatch, capsys, o
         *("config.yaml", "environment.json", "finished.json", "training.csv", "dictionaries", "trained.json")
     }
     trained = json.loads((tmp_path / "whole/trained.json").read_text())
+    assert sorted(trained.pop("sha256")) == sorted(whole)
     assert trained == {"tokens": 1536, "dictionaries": sorted(whole), "diverged": []}
 
     seen = []
