@@ -10,6 +10,7 @@ import pytest
 
 from rayscope import stopping as module
 from rayscope.cli import main
+from rayscope.commands import COMMANDS
 from rayscope.stopping import SIGNALS, Stopped, deferred, stopping
 from rayscope.text import packing
 
@@ -35,6 +36,21 @@ def test_a_signal_unwinds_the_block_and_handlers_come_back(number):
     assert stopped.value.code == 128 + number
     assert signal.Signals(number).name in str(stopped.value)
     assert [signal.getsignal(each) for each in SIGNALS] == before
+
+
+def test_a_stop_is_no_error_though_a_library_fails_as_it_cleans_up(monkeypatch, capsys):
+    def broken(config, folder) -> None:
+        try:
+            send(signal.SIGTERM)
+        finally:
+            raise AttributeError("half-made")
+
+    monkeypatch.setitem(COMMANDS, "sites", broken)
+    with pytest.raises(SystemExit) as ended:
+        main(["sites"])
+    assert ended.value.code == 128 + signal.SIGTERM
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["rayscope: stopped; what was finished is kept, the same command does the rest (SIGTERM)"]
 
 
 def test_the_first_is_noted_and_a_second_stops_at_once(monkeypatch):

@@ -13,7 +13,7 @@ from rayscope.activations import Batch
 from rayscope.cli import main
 from rayscope.evaluation import Means, documents_predicted, measure
 from rayscope.overrides import groups
-from rayscope.report import verdict_lines
+from rayscope.report import read_verdict, verdict_lines
 from rayscope.sites import resolve
 from rayscope.source import Source
 from rayscope.studies import Findings, Observed, Prediction, Setting, conduct, over_seeds
@@ -31,6 +31,9 @@ def source(tiny_gpt2, text_file) -> list[str]:
 
 
 SITE = ["sites.patterns=[blocks.1.hook_resid_post]"]
+
+
+TEXTS = ("study", "question", "size", "model", "prediction", "threshold")
 
 
 def run(*arguments: str, out: Path) -> tuple[pd.DataFrame, dict]:
@@ -174,6 +177,46 @@ def test_metric_sanity_sees_a_fault_in_the_evaluation(source, tmp_path, monkeypa
     wrong = table[table["error"] > 1e-6]
     assert set(wrong["by"]) == {"evaluation"}
     assert {"pca_prefix", "position0"} <= set(wrong["codec"])
+
+
+WHOLE = {
+    "study": "mine", "question": "Is it?", "size": "demo", "model": "tiny", "seeds": [0, 1], "pass": True,
+    "predictions": {"x": {"prediction": "it is", "threshold": ">= 2", "observed": 3.0, "ci": [2.5, None], "pass": True}},
+}  # fmt: skip
+
+
+def test_a_verdict_is_read_whole_or_not_at_all(tmp_path):
+    path, whole = tmp_path / "verdict.json", json.dumps(WHOLE, indent=1)
+    path.write_text(json.dumps({**WHOLE, "written_by": "a later version"}))
+    assert verdict_lines(read_verdict(path))[1] == "  pass: it is [x]: observed 3 (2.5 to none), asked >= 2"
+    one = WHOLE["predictions"]["x"]
+    ours = [
+        {**WHOLE, key: other}
+        for key in WHOLE
+        for other in ([], {}, 3, "", "x")
+        if key not in TEXTS or other not in ("", "x")
+    ]
+    theirs = [{**one, key: other} for key in one for other in ([], {}, "x", [1]) if key not in TEXTS or other != "x"]
+    lacking = [{k: v for k, v in WHOLE.items() if k != key} for key in WHOLE]
+    lacking += [{**WHOLE, "predictions": {"x": {k: v for k, v in one.items() if k != key}}} for key in one]
+    wrong = [
+        json.dumps(each) for each in (*ours, *lacking, *({**WHOLE, "predictions": {"x": each}} for each in theirs))
+    ]
+    wrong += [whole[:end] for end in range(len(whole))] + ["[" * 100_000, "null", whole.replace("3.0", "NaN"), "\udcff"]
+    for text in wrong:
+        path.write_text(text, encoding="utf-8", errors="surrogateescape")
+        with pytest.raises(ValueError, match=r"verdict\.json is not what `rayscope study` writes") as error:
+            read_verdict(path)
+        assert len(str(error.value)) < len(str(path)) + 200
+        assert "\n" not in str(error.value)
+
+
+def test_studies_that_are_not_there_are_named(tmp_path, capsys):
+    missing = tmp_path / "studys"
+    with pytest.raises(SystemExit):
+        main(["report", f"out={tmp_path}", f"studies={missing}"])
+    said = capsys.readouterr().err.strip()
+    assert said.startswith(f"rayscope: studies={missing}: no such folder; ")
 
 
 def test_the_report_shows_studies(source, tmp_path):

@@ -4,7 +4,7 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from difflib import get_close_matches
 from itertools import pairwise
@@ -29,7 +29,7 @@ from rayscope.options import declared, names_under, nearest, shown
 from rayscope.overrides import groups, names_of, quoted, ready, refused, split
 from rayscope.run_settings import with_run_settings
 from rayscope.runs import OUTPUTS, Finished, occupied, out_folder, resumes, run
-from rayscope.stopping import Stopped, stopping
+from rayscope.stopping import stop_behind, stopping
 
 CONF = "pkg://rayscope.conf"
 
@@ -45,6 +45,8 @@ def perform(command: str, argv: list[str], config: DictConfig) -> None:
         if command == "sites":
             return COMMANDS[command](config, None)
         config.out = str(folder := out_folder(config.out))
+        if command == "report":
+            there_if_given("studies", config.studies, HydraConfig.get().overrides.task)
         if command not in OUTPUTS:  # what it writes is no run
             with occupied(folder, argv) if command == "report" and folder.is_dir() else nullcontext():
                 return COMMANDS[command](config, folder)
@@ -62,6 +64,14 @@ def perform(command: str, argv: list[str], config: DictConfig) -> None:
         if known is None:
             raise
         raise known from None
+
+
+def there_if_given(option: str, folder: str | None, given: Sequence[str]) -> None:
+    """Raises ValueError for no folder, unless it is the option's default: that need not be there."""
+    if folder and any(one.startswith(f"{option}=") for one in given) and not Path(folder).expanduser().is_dir():
+        raise ValueError(
+            f"{option}={folder}: no such folder; give one below which finished studies are, or null for none"
+        )
 
 
 def places(config: DictConfig) -> dict[str, Path]:
@@ -88,10 +98,11 @@ def main(argv: list[str] | None = None) -> None:
     try:
         with stopping():
             command_line(sys.argv[1:] if argv is None else argv)
-    except KeyboardInterrupt as stopped:
-        say(f"rayscope: {stopped}")
-        raise SystemExit(stopped.code if isinstance(stopped, Stopped) else 130) from None
-    except Exception as error:
+    except (KeyboardInterrupt, Exception) as error:
+        stopped = stop_behind(error)
+        if stopped or isinstance(error, KeyboardInterrupt):
+            say(f"rayscope: {stopped or error}")
+            raise SystemExit(stopped.code if stopped else 130) from None
         if known := explain(error):
             say(f"rayscope: {known}")
             raise SystemExit(1) from None

@@ -25,6 +25,13 @@ class Stopped(KeyboardInterrupt):
         return f"{what} ({signal.Signals(self.number).name})"
 
 
+def stop_behind(error: BaseException | None) -> Stopped | None:
+    """The stop that the error is, or that led to it: a library that a signal interrupts may fail as it cleans up."""
+    while error is not None and not isinstance(error, Stopped):
+        error = error.__cause__ or error.__context__
+    return error
+
+
 @contextmanager
 def stopping() -> Iterator[None]:
     """In the block a stop signal raises Stopped, so that every `with` and `finally` is left as after an error."""

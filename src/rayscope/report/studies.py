@@ -34,23 +34,43 @@ def verdict_lines(verdict: dict[str, Any]) -> list[str]:
 
 
 def read_verdict(path: Path) -> dict[str, Any]:
-    """Raises ValueError, with the path, for what is not a verdict."""
+    """What a study wrote. Raises ValueError, with the path and what is wrong, for anything else."""
     try:
-        verdict = json.loads(path.read_text(encoding="utf-8"))
-        verdict_lines(verdict)
-        if verdict["pass"] not in PASSED:
-            raise ValueError(f"pass is {verdict['pass']!r:.40}")
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-    ) as error:  # JSON's and UTF-8's errors are ValueErrors
-        raise ValueError(
-            f"{path} is not what `rayscope study` writes ({error!r}); remove it, and the same study makes it again"
-        ) from None
-    return verdict
+        verdict = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+        check(
+            verdict, {**dict.fromkeys(("study", "question", "size", "model"), str), "seeds": list, "predictions": dict}
+        )
+        for one in verdict["predictions"].values():
+            check(one, {"prediction": str, "threshold": str | None, "ci": list})
+        lines = verdict_lines(verdict)  # numbers are such as can be shown
+        if not verdict["seeds"] or len(lines) == 1:
+            raise ValueError("no seed or no prediction")
+    except KeyError as error:
+        why = f"{error.args[0]!r} is not there"
+    except RecursionError:
+        why = "it is nested too deeply"
+    except (ValueError, TypeError) as error:  # JSON's and UTF-8's errors are ValueErrors
+        why = str(error)
+    else:
+        return verdict
+    raise ValueError(
+        f"{path} is not what `rayscope study` writes ({why:.80}); remove it, and the same study makes it again"
+    )
+
+
+def refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not a number")
+
+
+def check(found: Any, types: dict[str, Any]) -> None:
+    """Raises ValueError or KeyError for what is no mapping with these entries and a verdict, pass."""
+    if not isinstance(found, dict):
+        raise ValueError(f"a {type(found).__name__}")
+    for key, kind in types.items():
+        if not isinstance(found[key], kind):
+            raise ValueError(f"{key} is {found[key]!r:.40}")
+    if not isinstance(found["pass"], bool | None):
+        raise ValueError(f"pass is {found['pass']!r:.40}")
 
 
 def finished(folder: Path) -> list[dict[str, Any]]:
