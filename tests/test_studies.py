@@ -194,7 +194,7 @@ def test_a_verdict_is_read_whole_or_not_at_all(tmp_path):
         {**WHOLE, key: other}
         for key in WHOLE
         for other in ([], {}, 3, "", "x")
-        if key not in TEXTS or other not in ("", "x")
+        if (key not in TEXTS or other not in ("", "x")) and (key, other) != ("predictions", {})
     ]
     theirs = [{**one, key: other} for key in one for other in ([], {}, "x", [1]) if key not in TEXTS or other != "x"]
     lacking = [{k: v for k, v in WHOLE.items() if k != key} for key in WHOLE]

@@ -216,6 +216,10 @@ def test_what_cannot_be_judged_is_refused_before_anything_is_trained(model, pack
     for nulls, words in ((["gausian"], "nulls=gausian; some of gaussian"), ([], "nulls=none; some of gaussian")):
         with pytest.raises(ValueError, match=words):
             reproducible_directions(setting, **sizes, nulls=nulls)
+    for name, words in (("widths", r"^widths=\[\]: give"), ("taus", r"^study.run.taus=\[\]: give")):
+        with pytest.raises(ValueError, match=words):
+            reproducible_directions(setting, **{**sizes, name: []})
+    assert not (setting.folder / "arms").exists()
     with pytest.raises(ValueError, match=r"seeds=\[1\]: .* at least two"):
         reproducible_directions(replace(setting, seeds=(1,)), **sizes)
 

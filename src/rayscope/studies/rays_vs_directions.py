@@ -82,9 +82,8 @@ def rays_vs_directions(
     partials = {a.name: partial(make[a.arm], k=a.k, seed=a.seed, lr=lr) for a in arms}
     stream = source.stream("train", sites, tokens, option=setting.option("tokens"))
     validation = source.stream("validation", sites, validation_tokens, option=setting.option("validation_tokens"))
-    test = setting.check_stream(
-        "test_tokens", source.stream("test", sites, test_tokens, option=setting.option("test_tokens"))
-    )
+    test = source.stream("test", sites, test_tokens, option=setting.option("test_tokens"))
+    setting.check_stream(test, test_tokens=test_tokens)
     setting.check_rows(test_tokens=test_tokens, splice_tokens=min(test_tokens, splice_tokens))
     source.stream(
         "train", sites, min(tokens, fit_tokens), option="study.run.fit_tokens"

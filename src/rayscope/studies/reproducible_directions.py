@@ -73,6 +73,8 @@ def reproducible_directions(
             f"{setting.option('seeds')}={list(setting.seeds)}: a direction is found again by another seed; give at least two"
         )
     setting.check_list("widths", widths, [128, 512])
+    if not taus:
+        raise ValueError("study.run.taus=[]: give at least one, such as [0.7, 0.9]")
     source = replace(setting.source, batch_size=batch_size or setting.source.batch_size)
     widest, found, sizes = max(widths), {}, {}
     for name, streams in every_stream(source, setting, nulls, (tokens, means_tokens, test_tokens)):
@@ -122,7 +124,7 @@ def every_stream(
 
     def streams(source: Source) -> Streams:
         seen = source.stream("train", sites, tokens[1], "fp32", options[1])
-        test = setting.check_stream("test_tokens", source.stream("test", sites, tokens[2], "fp32", options[2]))
+        test = setting.check_stream(source.stream("test", sites, tokens[2], "fp32", options[2]), test_tokens=tokens[2])
         return Streams(source, cut(source), seen, Batch.join(test))
 
     real = streams(source)

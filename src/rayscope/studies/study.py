@@ -69,10 +69,11 @@ class Setting:
                 raise ValueError(f"{said} is less than one row of {text.context} tokens; raise it")
             enough_documents(documents_predicted(text.test, tokens, self.source.seed), said)
 
-    def check_stream(self, name: str, stream: Stream) -> Stream:
-        """The same of a size that is a stream's, which it returns."""
+    def check_stream(self, stream: Stream, **size: int) -> Stream:
+        """The same of a stream and the size, by its name, that it was asked for; returns the stream."""
+        ((name, tokens),) = size.items()
         documents = {d for number in range(len(stream)) for d in stream.labels(number).documents_N.unique().tolist()}
-        enough_documents(len(documents), f"{self.option(name)}={len(stream) * stream.batch_size}")
+        enough_documents(len(documents), f"{self.option(name)}={tokens}")
         return stream
 
 

@@ -136,7 +136,7 @@ def make_arenas(
         streams = {
             split: source.stream(split, sites, held_out, "fp32", setting.option("held_out")) for split in SPLITS[1:]
         }
-        setting.check_stream("held_out", streams["test"])
+        setting.check_stream(streams["test"], held_out=held_out)
         return {split: Batch.join(stream) for split, stream in streams.items()}
 
     train, held = train_on(source), hold_out(source)
