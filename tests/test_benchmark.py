@@ -326,6 +326,8 @@ def test_bare_words_are_parts():
         (["peers=[saelen]"], "no peers=saelen; nearest: saelens"),
         (["step", "round=3"], "no option 'round'; nearest: rounds"),
         (["rounds=0"], "rounds=0: a whole number of at least 1"),
+        (["parts=[]"], "parts=[]: give at least one of step, harvest"),
+        (["threads=null"], "threads=null: times are of a known number of threads"),
         (["scale=hug"], "no scale=hug; nearest:"),
     ],
 )

@@ -20,7 +20,7 @@ def run(
     peers: Sequence[str],
     scale: dict[str, Any],
     limits: dict[str, dict[str, str]],
-    threads: int,
+    threads: int | None,
     rounds: int,
     seed: int,
     out: str | Path,
@@ -34,8 +34,12 @@ def run(
     Raises ValueError, before the first part, for an unknown part or peer, a wrong limit, a JSON that is not ours, and an
     OSError if a file cannot be written.
     """
+    if not parts:
+        raise ValueError(f"parts=[]: give at least one of {', '.join(PARTS)}")
     nearest("parts", parts, list(PARTS))
     nearest("peers", peers, PEERS)
+    if threads is None:
+        raise ValueError("threads=null: times are of a known number of threads; give one, such as threads=2")
     if rounds < 1 or threads < 1:
         raise ValueError(f"rounds={rounds} and threads={threads} must be at least 1")
     out = Path(out)
