@@ -300,6 +300,12 @@ def test_same_input_same_bytes(tmp_path, page_text):
     assert build(make_run(tmp_path / "demo run")).read_text(encoding="utf-8") == page_text
 
 
+def test_a_resume_writes_its_records_in_another_order_and_the_page_is_the_same(tmp_path, page_text):
+    path = make_run(run := tmp_path / "demo run") / "environment.json"
+    path.write_text(json.dumps(dict(reversed(json.loads(path.read_text()).items()))))
+    assert build(run).read_text(encoding="utf-8") == page_text
+
+
 def test_missing_files_are_named_with_their_commands(tmp_path):
     (tmp_path / "config.yaml").write_text("seed: 0\n")
     text = "".join(Page(build(tmp_path).read_text(encoding="utf-8")).text)

@@ -289,7 +289,7 @@ def test_a_log_of_other_dictionaries_is_not_mixed_with_this_one(tmp_path):
         (LOG.encode() + LOG.encode(), 5),  # of two runs
         (LOG.encode() + b"30,15.0\n", 5),
         (LOG.encode() + b"\0\0\0\0\n", 5),
-        (b"tokens," + b"x" * 200_000 + b"\n1,2\n", 1),
+        (LOG.encode() + b"x" * 200_000 + b",1\n", 5),
     ],
 )
 def test_a_log_that_is_none_is_one_line_with_its_place_and_stays(tmp_path, content, line):

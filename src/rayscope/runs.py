@@ -139,7 +139,7 @@ def begin(
             if gone and records.finished.is_file():
                 say(f"{folder}: {gone[0]} of a finished {command} is not there; it is made again")
             say_otherwise_begun(folder, before, environment)
-            environment |= {"inputs": before.get("inputs", {}), **{k: before[k] for k in ("config",) if k in before}}
+            environment |= {key: before[key] for key in ("config", "inputs") if key in before}
     if not resumed:
         names = made(folder, command)
         refuse_if_taken(command, records, names, overwrite)

@@ -3,6 +3,7 @@
 A fork starts in milliseconds with everything imported, so a table of hundreds of kills takes minutes.
 """
 
+import faulthandler
 import hashlib
 import os
 import re
@@ -99,7 +100,7 @@ def perform(
     timer = (
         threading.Timer(after, stop, (child, sent))
         if after is not None
-        else threading.Timer(limit, stop, (child, signal.SIGKILL))
+        else threading.Timer(limit, stop, (child, signal.SIGABRT))  # says where it hangs
     )
     timer.start()
     _, status = os.waitpid(child, 0)
@@ -120,6 +121,7 @@ def run(argv, here, output, journal, watch, at, act, prepare) -> None:
             os.dup2(file, descriptor)
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)
+        faulthandler.enable(2)
         os.chdir(here)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
@@ -245,7 +247,9 @@ def must(ended: Ended) -> Ended:
 
 
 def warm() -> None:
-    """Imports what commands import and compiles what they compile, on one thread: OpenMP's pool does not survive a fork."""
+    """Imports what commands import and compiles what they compile, on one thread: a pool of threads does not survive a
+    fork, neither OpenMP's nor that of tokenizers (whose own guard is off once TOKENIZERS_PARALLELISM is true)."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     import torch
 
     torch.set_num_threads(1)

@@ -120,7 +120,9 @@ def what_was_run(found: dict[str, Any], table: pd.DataFrame) -> list[tuple[str, 
                 lines.append((heading, f"{table[name].max():,.0f}"))
         lines.append(("seeds", seeds_said(found["evaluation.csv"])))
     environment = found.get("environment.json", {})
-    for key, value in environment.items() if isinstance(environment, dict) else ():
+    for key, value in (
+        sorted(environment.items()) if isinstance(environment, dict) else ()
+    ):  # a resume writes another order
         if key == "command":
             lines.append((key, shlex.join(map(str, value)) if isinstance(value, list) else str(value)))
         elif key == "versions":
