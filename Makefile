@@ -15,9 +15,10 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
+	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
 
-# Kills at file operations, and broken inputs: both tables, into docs/faults.md. A quarter of an hour on two cores..
+# Kills at file operations, and broken inputs: both tables, into docs/faults.md. A quarter of an hour on two cores.
 faults: $(INSTALLED)
 	$(BIN)/python tests/faults
 

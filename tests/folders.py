@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from rayscope.runs import OUTPUTS, run
+from rayscope.runs.run import OUTPUTS, run
 
 
 class Killed(BaseException):

@@ -83,7 +83,12 @@ def test_the_error_line_of_a_folder_with_a_hostile_name(tmp_path, environment):
     folder = tmp_path / name
     folder.mkdir()
     told = subprocess.run(
-        [sys.executable, "-c", "import sys; from rayscope.cli import perform, main; main(sys.argv[1:])", name],
+        [
+            sys.executable,
+            "-c",
+            "import sys; from rayscope.cli.command_line import perform, main; main(sys.argv[1:])",
+            name,
+        ],
         capture_output=True,
         cwd=Path(tmp_path),
         env=os.environ | environment,

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from rayscope.disks import in_words
-from rayscope.runs import resumes
+from rayscope.runs.run import resumes
 
 MB = 2**20
 

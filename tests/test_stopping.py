@@ -10,7 +10,7 @@ import pytest
 
 from rayscope import stopping as module
 from rayscope.cli import main
-from rayscope.commands import COMMANDS
+from rayscope.cli.commands import COMMANDS
 from rayscope.stopping import SIGNALS, Stopped, deferred, stopping
 from rayscope.text import packing
 

@@ -11,26 +11,27 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rayscope.activations import ActivationStream, Batch, Stream
-from rayscope.checkpoint import BEFORE, CHECKPOINT, remove_checkpoints
-from rayscope.comparison import Comparison, headline_budget, position_means
 from rayscope.console import say
-from rayscope.contexts import top_contexts
 from rayscope.dictionaries import Dictionary, Learned, load
-from rayscope.divergence import Divergence
-from rayscope.evaluation import Measurement, check_options, measure
-from rayscope.features import Tokens, appearance, choose_tokens, token_features, with_appearance
+from rayscope.evaluation.comparison import Comparison, headline_budget, position_means
+from rayscope.evaluation.measurement import Measurement, check_options, measure
+from rayscope.evaluation.meter import bits_per_token
+from rayscope.evaluation.saved import load_dictionaries
+from rayscope.features.contexts import top_contexts
+from rayscope.features.token_features import Tokens, appearance, choose_tokens, token_features, with_appearance
 from rayscope.files import write_whole
-from rayscope.finetuning import LastRows, finetune
-from rayscope.meter import bits_per_token
-from rayscope.run_settings import say_otherwise_trained
-from rayscope.saved import load_dictionaries
-from rayscope.sites import Site
-from rayscope.source import Source
+from rayscope.model.sites import Site
+from rayscope.runs.settings import say_otherwise_trained
+from rayscope.streams.harvest import ActivationStream
+from rayscope.streams.source import Source
+from rayscope.streams.stream import Batch, Stream
 from rayscope.text import SPLITS
-from rayscope.trained import DICTIONARIES, TRAINED, check, digest
-from rayscope.training import train, without
-from rayscope.training_log import Log
+from rayscope.training.checkpoint import BEFORE, CHECKPOINT, remove_checkpoints
+from rayscope.training.divergence import Divergence
+from rayscope.training.finetuning import LastRows, finetune
+from rayscope.training.log import Log
+from rayscope.training.trained import DICTIONARIES, TRAINED, check, digest
+from rayscope.training.trainer import train, without
 
 
 def train_dictionaries(

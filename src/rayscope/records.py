@@ -16,7 +16,7 @@ import yaml
 
 from rayscope import __version__
 from rayscope.console import say
-from rayscope.dictionaries import native
+from rayscope.dictionaries.sparse import native
 from rayscope.files import write_whole
 
 PACKAGES = ("torch", "lightning", "transformers", "transformer-lens", "datasets", "hydra-core", "numpy", "wandb")

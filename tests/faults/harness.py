@@ -257,6 +257,6 @@ def warm() -> None:
     import pandas  # noqa: F401
     import transformers  # noqa: F401
 
-    from rayscope.dictionaries import native
+    from rayscope.dictionaries.sparse import native
 
     native.library()

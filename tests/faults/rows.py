@@ -83,7 +83,7 @@ def make_states(place: Place) -> None:
 
 
 def killed_at_step(last: int) -> None:
-    from rayscope.training import DictionaryTrainer
+    from rayscope.training.trainer import DictionaryTrainer
 
     inner = DictionaryTrainer.record
 

@@ -17,15 +17,14 @@ from rayscope.baselines.catalogue import (
     tokens,
     weight_svd,
 )
-from rayscope.baselines.pca import Moments, pca
-from rayscope.baselines.sample import Sample
+from rayscope.baselines.pca import pca
 from rayscope.baselines.simple import neuron_basis, random_rows
 from rayscope.baselines.split import split
-from rayscope.baselines.token_means import TokenSums, token_means
+from rayscope.baselines.token_means import token_means
 from rayscope.baselines.weights import svd
 
 __all__ = [
-    "Moments", "Sample", "SiteFit", "TokenSums", "fit_sites", "ica", "ica_split", "k_means", "k_svd", "neuron_basis",
+    "SiteFit", "fit_sites", "ica", "ica_split", "k_means", "k_svd", "neuron_basis",
     "neurons", "nmf", "pca", "pca_prefix", "pca_split", "pca_topk", "random", "random_rows", "semi_nmf", "split", "svd",
     "token_means", "tokens", "weight_svd",
 ]  # fmt: skip

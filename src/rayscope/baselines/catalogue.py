@@ -9,17 +9,17 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from rayscope.activations import Batch
 from rayscope.baselines import factors, independent, kmeans, ksvd
-from rayscope.baselines.pca import Moments, pca
-from rayscope.baselines.sample import Sample
+from rayscope.baselines.pca import pca
 from rayscope.baselines.simple import neuron_basis, random_rows
 from rayscope.baselines.split import split
-from rayscope.baselines.token_means import TokenSums, token_means
+from rayscope.baselines.token_means import token_means
 from rayscope.baselines.weights import svd
 from rayscope.dictionaries import Dictionary, Linear
 from rayscope.model import LanguageModel
-from rayscope.sites import Site
+from rayscope.model.sites import Site
+from rayscope.streams.statistics import Moments, Sample, TokenSums
+from rayscope.streams.stream import Batch
 
 
 @dataclass(frozen=True)

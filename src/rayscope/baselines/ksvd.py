@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rayscope.dictionaries import Linear
-from rayscope.dictionaries.omp import omp
+from rayscope.dictionaries.coders.omp import omp
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from rayscope.console import say
-from rayscope.dictionaries.native import trusted
+from rayscope.dictionaries.sparse.native import trusted
 from rayscope.text.packing import cache_folder
 
 TORCH = "torch==2.13.0"  # before the rest: with it in place pip has no reason to fetch another build

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rayscope.dictionaries.base import Codes, Dictionary
-from rayscope.dictionaries.fista import fista
-from rayscope.dictionaries.omp import omp
-from rayscope.dictionaries.pursuit import pursuit
+from rayscope.dictionaries.coders.fista import fista
+from rayscope.dictionaries.coders.omp import omp
+from rayscope.dictionaries.coders.pursuit import pursuit
 
 SEARCHES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"omp": omp, "pursuit": pursuit, "fista": fista}
 CODERS = ("prefix", "topk", *SEARCHES)

@@ -22,7 +22,7 @@ from rayscope.report.metrics import METRICS
 from rayscope.report.studies import finished
 from rayscope.report.tables import COLUMNS, ROLES, at_k, documents_said, headline_k, rows, seeds_said, values_said
 from rayscope.report.verdicts import BASELINES, METHODS, answer, outcome_said, verdicts
-from rayscope.runs import PAGE, is_page
+from rayscope.runs.run import PAGE, is_page
 
 DETAILS = ("versions", "threads", "started", "seconds", "device", "precision")
 

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rayscope.replacing import is_replaced
+from rayscope.runs.replacing import is_replaced
 
 PASSED = {True: "pass", False: "FAIL", None: "reported"}
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from rayscope.dictionaries import KINDS
-from rayscope.metrics import FEWEST_DOCUMENTS
+from rayscope.evaluation.metrics import FEWEST_DOCUMENTS
 from rayscope.report.metrics import METRICS
 
 KEYS = ["site", "dictionary", "kind", "k", "latents", "position0"]

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from rayscope.activations import Batch, Stream
 from rayscope.dictionaries import Dictionary, Learned, load
+from rayscope.model.sites import Site
 from rayscope.pipeline import DICTIONARIES, is_trained, train_on
-from rayscope.sites import Site
+from rayscope.streams.stream import Batch, Stream
 
 LIMIT = 32 * 2**30  # bytes on a device at a time, which leave room for the model and a step where there are 48 GB
 

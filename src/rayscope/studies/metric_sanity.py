@@ -10,13 +10,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from rayscope import metrics
-from rayscope.baselines.pca import Moments, pca
+from rayscope.baselines.pca import pca
 from rayscope.drawing import COLOURS, MARKERS, label, panels
-from rayscope.evaluation import Means, Measurement, at_first, measure
-from rayscope.sites import Site
-from rayscope.source import Source
-from rayscope.splicing import coded_positions
+from rayscope.evaluation import metrics
+from rayscope.evaluation.measurement import Means, Measurement, at_first, measure
+from rayscope.model.sites import Site
+from rayscope.model.splicing import coded_positions
+from rayscope.streams.source import Source
+from rayscope.streams.statistics import Moments
 from rayscope.studies.study import Findings, Observed, Setting, over_seeds, resamples
 
 FAULTY = ("per_token_ratio", "about_zero", "scalar_mean", "centred_residual")

@@ -16,16 +16,16 @@ import torch
 from matplotlib.colors import to_rgb
 from torch import Tensor
 
-from rayscope import metrics
-from rayscope.activations import Batch
-from rayscope.comparison import Baseline, Comparison, compare
 from rayscope.dictionaries import Dictionary, Learned, recoded
 from rayscope.drawing import COLOURS, LINES, MARKERS, label, log_axis, panels
-from rayscope.evaluation import Measurement
-from rayscope.meter import PLACES, Meter, bits_per_token
+from rayscope.evaluation import metrics
+from rayscope.evaluation.comparison import Baseline, Comparison, compare
+from rayscope.evaluation.measurement import Measurement
+from rayscope.evaluation.meter import PLACES, Meter, bits_per_token
+from rayscope.evaluation.reconstruction import reconstruct
+from rayscope.model.sites import Site
 from rayscope.pipeline import measure_compared
-from rayscope.reconstruction import reconstruct
-from rayscope.sites import Site
+from rayscope.streams.stream import Batch
 from rayscope.studies.arms import groups, lent, parts, train_arms
 from rayscope.studies.study import Findings, Setting, over_seeds, resamples
 

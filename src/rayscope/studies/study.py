@@ -14,13 +14,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from rayscope.activations import Stream
-from rayscope.evaluation import documents_predicted
+from rayscope.evaluation.measurement import documents_predicted
+from rayscope.evaluation.metrics import FEWEST_DOCUMENTS, bootstrap_weights
 from rayscope.files import write_whole
 from rayscope.limits import met
-from rayscope.metrics import FEWEST_DOCUMENTS, bootstrap_weights
-from rayscope.sites import Site
-from rayscope.source import Source
+from rayscope.model.sites import Site
+from rayscope.streams.source import Source
+from rayscope.streams.stream import Stream
 
 FEWEST_SEEDS = 2  # of one, nothing tells how another would have come out
 

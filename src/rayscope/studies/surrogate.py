@@ -11,18 +11,19 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from rayscope import metrics
-from rayscope.activations import Batch, Stream
-from rayscope.baselines import Moments, pca
+from rayscope.baselines import pca
 from rayscope.dictionaries import Dictionary, Learned
 from rayscope.drawing import COLOURS, MARKERS, label, panels
-from rayscope.meter import Meter, bits_per_token
-from rayscope.reconstruction import reconstruct
-from rayscope.sites import Site
-from rayscope.source import Source
+from rayscope.evaluation import metrics
+from rayscope.evaluation.meter import Meter, bits_per_token
+from rayscope.evaluation.reconstruction import reconstruct
+from rayscope.model.sites import Site
+from rayscope.streams.source import Source
+from rayscope.streams.statistics import Moments
+from rayscope.streams.stream import Batch, Stream
+from rayscope.streams.surrogates import Surrogate, sample_sites
 from rayscope.studies.arms import train_arms
 from rayscope.studies.study import Findings, Observed, Setting, over_seeds, resamples
-from rayscope.surrogates import Surrogate, sample_sites
 from rayscope.text import SPLITS
 
 MATCHED = ("gaussian", "elliptical", "pc_shuffled", "token_mixture")  # of the real mean and covariance

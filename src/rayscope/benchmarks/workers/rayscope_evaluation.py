@@ -7,10 +7,10 @@ import protocol
 import torch
 
 from rayscope.dictionaries import TopK
-from rayscope.evaluation import at_first
+from rayscope.evaluation.measurement import at_first
+from rayscope.evaluation.meter import Meter, Spreads
+from rayscope.evaluation.quantisation import Calibration
 from rayscope.memory import keep_freed_memory
-from rayscope.meter import Meter, Spreads
-from rayscope.quantisation import Calibration
 
 settings = protocol.start()
 keep_freed_memory()  # as the command line does

@@ -7,10 +7,10 @@ import protocol
 import torch
 
 from rayscope import model as models
-from rayscope.activations import ActivationStream
 from rayscope.benchmarks.planted import random_rows
 from rayscope.memory import keep_freed_memory
-from rayscope.sites import resolve
+from rayscope.model.sites import resolve
+from rayscope.streams.harvest import ActivationStream
 
 settings = protocol.start()
 keep_freed_memory()  # as the command line does

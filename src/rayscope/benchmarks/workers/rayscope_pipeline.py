@@ -10,12 +10,13 @@ from typing import Any
 import protocol
 
 from rayscope import model as models
-from rayscope.activations import ActivationStream, Batch
 from rayscope.benchmarks.planted import random_rows
 from rayscope.dictionaries import TopK
 from rayscope.memory import keep_freed_memory
-from rayscope.sites import resolve
-from rayscope.training import DictionaryTrainer, train
+from rayscope.model.sites import resolve
+from rayscope.streams.harvest import ActivationStream
+from rayscope.streams.stream import Batch
+from rayscope.training.trainer import DictionaryTrainer, train
 
 NEVER = float("inf")  # seconds
 

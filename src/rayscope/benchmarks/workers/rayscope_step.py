@@ -7,11 +7,11 @@ import protocol
 import torch
 from torch import Tensor
 
-from rayscope.activations import Batch
 from rayscope.dictionaries import AbsTopK, BatchTopK, TopK
 from rayscope.memory import keep_freed_memory
-from rayscope.sites import Site
-from rayscope.training import DictionaryTrainer
+from rayscope.model.sites import Site
+from rayscope.streams.stream import Batch
+from rayscope.training.trainer import DictionaryTrainer
 
 SITE = Site("blocks.6.hook_resid_pre", 0, 6)
 NEVER = 10**9  # tokens

@@ -1,0 +1,273 @@
+"""rayscope demo|train|evaluate|features|study|sites|report|benchmark [key=value ...]: compose, check, run; what is wrong is one line."""
+
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
+from difflib import get_close_matches
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rayscope.cli import multirun
+from rayscope.cli.checks import check
+from rayscope.cli.commands import COMMANDS, show_verdict
+from rayscope.cli.options import declared, names_under, nearest, shown
+from rayscope.cli.overrides import groups, names_of, quoted, ready, refused, split
+from rayscope.console import say
+from rayscope.errors import CommandError, explain
+from rayscope.memory import keep_freed_memory
+from rayscope.runs.run import OUTPUTS, Finished, occupied, out_folder, resumes, run
+from rayscope.runs.settings import with_run_settings
+from rayscope.stopping import stop_behind, stopping
+
+CONF = "pkg://rayscope.conf"
+
+
+def perform(command: str, argv: list[str], config: DictConfig) -> None:
+    """Runs the command. Raises CommandError for what the user can mend."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    keep_freed_memory()
+    try:
+        check(command, config)
+        if config.threads is not None:
+            set_threads(config.threads)
+        if command == "sites":
+            return COMMANDS[command](config, None)
+        config.out = str(folder := out_folder(config.out))
+        if command == "report":
+            there_if_given("studies", config.studies, HydraConfig.get().overrides.task)
+        if command not in OUTPUTS:  # what it writes is no run
+            with occupied(folder, argv) if command == "report" and folder.is_dir() else nullcontext():
+                return COMMANDS[command](config, folder)
+        config = with_run_settings(command, config, HydraConfig.get().overrides.task)
+        check(command, config)  # what came from a run's own file
+        plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        with run(command, plain, argv) as folder:
+            COMMANDS[command](config, folder)
+    except Finished as finished:
+        say(str(finished))
+        if command == "study":
+            show_verdict(Path(config.out))
+    except Exception as error:
+        known = explain(error, places(config), resumes(command, value(config, "out")))
+        if known is None:
+            raise
+        raise known from None
+
+
+def there_if_given(option: str, folder: str | None, given: Sequence[str]) -> None:
+    """Raises ValueError for no folder, unless it is the option's default: that need not be there."""
+    if folder and any(one.startswith(f"{option}=") for one in given) and not Path(folder).expanduser().is_dir():
+        raise ValueError(
+            f"{option}={folder}: no such folder; give one below which finished studies are, or null for none"
+        )
+
+
+def places(config: DictConfig) -> dict[str, Path]:
+    """The folders that a command writes in, by what the user calls them."""
+    found = {name: value(config, name) for name in ("out", "cache")}
+    found["RAYSCOPE_CACHE"] = os.environ.get("RAYSCOPE_CACHE")
+    return {name: Path(str(path)) for name, path in found.items() if path} | {"TMPDIR": Path(tempfile.gettempdir())}
+
+
+def value(config: DictConfig, key: str) -> Any:
+    """None for what is not there or refers to what is not there."""
+    with suppress(OmegaConfBaseException):
+        return config.get(key)
+
+
+def set_threads(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs a command; what is wrong is on stderr, in one line, and the exit code is 1; after a stop signal 128 + its number."""
+    try:
+        with stopping():
+            command_line(sys.argv[1:] if argv is None else argv)
+    except (KeyboardInterrupt, Exception) as error:
+        stopped = stop_behind(error)
+        if stopped or isinstance(error, KeyboardInterrupt):
+            say(f"rayscope: {stopped or error}")
+            raise SystemExit(stopped.code if stopped else 130) from None
+        if known := explain(error):
+            say(f"rayscope: {known}")
+            raise SystemExit(1) from None
+        say("rayscope: this is a bug in rayscope; please report it with the lines below")
+        traceback.print_exception(error)
+        raise SystemExit(1) from error
+
+
+def command_line(argv: list[str]) -> None:
+    if argv and argv[0] in ("--version", "-V"):
+        from rayscope import __version__
+
+        return print(f"rayscope {__version__}")
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        return print((__doc__ or "") + "\n\n`rayscope COMMAND --help` lists a command's options.")
+    command, rest = argv[0], argv[1:]
+    if command in ("-sc", "--shell-completion"):
+        return complete(rest)
+    if command not in COMMANDS:
+        if later := next((name for name in rest if name in COMMANDS), None):
+            raise CommandError(f"{shown(command)}: the command comes first, as in rayscope {later} {shown(command)}")
+        near = get_close_matches(command.lower(), COMMANDS, n=2)
+        raise CommandError(
+            f"no command {command!r}; {'nearest: ' + ', '.join(near) if near else 'there are ' + ', '.join(COMMANDS)}"
+        )
+    if command == "benchmark":
+        rest = parts_by_name(rest)
+    if command == "study" and rest and "=" not in rest[0] and not rest[0].startswith("-"):
+        rest = [f"study={rest[0]}", *rest[1:]]
+    flags, given = apart(rest)
+    try:
+        given = ready(given, sweep="-m" in flags or "--multirun" in flags)
+    except ValueError as error:
+        raise CommandError(str(error)) from None
+    try:
+        if any(arg[:1] == "+" for arg in given):
+            refuse_unused(command, flags, given)
+        if set(flags) & {"--cfg", "-c", "--info", "-i"}:
+            check(command, compose(command, flags, given))
+        call_hydra(command, [f"rayscope {command}", *flags, *given], lambda config: perform(command, argv, config))
+    except (HydraException, OmegaConfBaseException) as error:  # of composing: of what the task raises nothing is left
+        raise CommandError(why(command, flags, given, error)) from None
+
+
+def why(command: str, flags: list[str], given: list[str], error: Exception) -> str:
+    """One line on arguments that do not compose."""
+    chosen = [arg for arg in given if arg.partition("=")[0] in groups()]
+    for choices in (chosen, []):
+        with suppress(HydraException, OmegaConfBaseException):
+            return refused(command, given, compose(command, flags, choices), error)
+    return str(error).strip().split("\n")[0]
+
+
+FLAGS = {  # hydra's, by whether a value follows
+    **dict.fromkeys(
+        ("-h", "--help", "--hydra-help", "--version", "--resolve", "-r", "--run", "-m", "--multirun"), False
+    ),
+    **dict.fromkeys(("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name"), True),
+    **dict.fromkeys(("-cd", "--config-dir", "--experimental-rerun"), True),
+}
+INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+
+
+def apart(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """(flags, each with its value after it; key=value arguments): hydra takes flags at either end alone."""
+    flags: list[str] = []
+    given: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if not argument.startswith("-"):
+            if flags and flags[-1] in ("-i", "--info") and argument in INFO:
+                flags.append(argument)
+            else:
+                given.append(argument)
+        elif argument in ("-i", "--info"):
+            flags.append(argument)
+        elif name == "--info" and value in INFO:
+            flags += [name, value]
+        elif name in FLAGS and not equals:
+            flags.append(name)
+            if FLAGS[name]:
+                following = next(rest, None)
+                if following is None:
+                    raise CommandError(f"{name}: its value is missing")
+                flags.append(following)
+        elif FLAGS.get(name):
+            flags += [name, value]
+        elif equals and name not in FLAGS:
+            raise CommandError(f"{shown(argument)}: options have no dashes; give {shown(argument.lstrip('-'))}")
+        else:
+            option = name.lstrip("-").replace("-", "_")
+            if declared(option) or names_under(option):
+                raise CommandError(f"{shown(argument)}: options have no dashes; give {option}=...")
+            known = [*FLAGS, "--info"]
+            near = get_close_matches(name, known, n=2) or [flag for flag in known if flag.startswith("--")]
+            raise CommandError(f"no flag {shown(argument)}; nearest: {', '.join(near)}")
+    for flag, value in pairwise([*flags, ""]):
+        if flag in ("-c", "--cfg") and value not in ("job", "hydra", "all"):
+            raise CommandError(f"{flag} {shown(value)}: job, hydra or all")
+        if flag in ("-m", "--multirun") and set(flags) & {"-c", "--cfg", "-i", "--info"}:
+            raise CommandError(f"{flag} runs; leave it out to see a configuration")
+        if flag in ("-cd", "--config-dir") and not Path(value).is_dir():
+            raise CommandError(f"{flag} {shown(value)}: not a folder")
+    return flags, given
+
+
+def compose(command: str, flags: list[str], given: list[str]) -> DictConfig:
+    """What hydra would run."""
+    values = dict(pairwise(flags))
+    folder = values.get("--config-dir", values.get("-cd"))
+    path = [f"hydra.searchpath=[{quoted(f'file://{Path(folder).resolve()}')}]"] if folder else []
+    name = values.get("--config-name", values.get("-cn", command))
+    with hydra.initialize_config_module("rayscope.conf", version_base="1.3", job_name=command):
+        return hydra.compose(name, [*path, *given])
+
+
+def refuse_unused(command: str, flags: list[str], given: list[str]) -> None:
+    """Raises CommandError for an option that is added where the command has none of the kind: it would do nothing."""
+    base = compose(command, flags, [])
+    for sign, key, _ in map(split, given):
+        section = key.partition(".")[0]
+        if sign in ("+", "++") and section not in base and section.split("/")[0] != "hydra" and "@" not in key:
+            raise CommandError(f"no option {key!r} in {command}; nearest: {', '.join(nearest(key, names_of(base)))}")
+
+
+def parts_by_name(arguments: list[str]) -> list[str]:
+    """`benchmark step many rounds=3` -> `benchmark parts=[step,many] rounds=3`."""
+    words = [arg for arg in arguments if "=" not in arg and not arg.startswith("-")]
+    return [*([f"parts=[{','.join(words)}]"] if words else []), *(arg for arg in arguments if arg not in words)]
+
+
+def call_hydra(command: str, argv: list[str], task: Callable[[DictConfig], None]) -> None:
+    """hydra composes and calls the task, once or, with -m, for every job; what it or the task raises is raised here."""
+    failed: list[Exception] = []
+
+    def guarded(config: DictConfig) -> CommandError | None:
+        try:
+            task(config)
+        except Exception as error:  # hydra would print it at length
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                return multirun.of_job(error)
+            failed.append(error)
+        return None
+
+    multirun.install()
+    OmegaConf.register_new_resolver("rayscope_commands", lambda: ", ".join(COMMANDS), replace=True)  # for --help
+    before, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = argv, "1"
+    try:
+        hydra.main(config_path=CONF, config_name=command, version_base="1.3")(guarded)()
+    finally:
+        sys.argv = before
+        if full is None:
+            os.environ.pop("HYDRA_FULL_ERROR")
+        GlobalHydra.instance().clear()
+    if failed:
+        raise failed[0]
+
+
+def complete(arguments: list[str]) -> None:
+    """hydra's shell completion, installed by `eval "$(rayscope -sc install=bash)"`; the command is completed first."""
+    program, _, line = os.environ.get("COMP_LINE", "").lstrip().partition(" ")
+    command, space, rest = line.lstrip().partition(" ")
+    if arguments[0].startswith("query=") and not (space and command in COMMANDS):
+        return print(" ".join(name for name in COMMANDS if name.startswith(command)))
+    os.environ["COMP_LINE"] = f"{program} {rest}"
+    call_hydra(command if space else "train", ["rayscope", "-sc", *arguments], lambda config: None)

@@ -1,0 +1,1 @@
+"""Codes for given directions: matching pursuit, OMP, FISTA, and least squares on a support."""

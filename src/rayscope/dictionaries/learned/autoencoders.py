@@ -1,0 +1,102 @@
+"""TopK and BatchTopK (rays) and AbsTopK (signed directions): how k of the latents are chosen.
+
+N vectors, C vectors of a chunk, D site width, L latents, M chosen (vector, latent) pairs.
+"""
+
+import torch
+from torch import Tensor
+
+from rayscope.dictionaries.learned.base import Learned, full_precision
+from rayscope.dictionaries.sparse.kernels import Plan
+from rayscope.dictionaries.sparse.selection import (
+    above,
+    choose_by_batch,
+    choose_by_vector,
+    largest_in_rows,
+    threshold_for,
+)
+
+
+class ByVector(Learned):
+    """k latents of every vector, by pre (rays) or |pre| (signed)."""
+
+    def choose(self, centred_ND: Tensor) -> Plan:
+        return choose_by_vector(centred_ND, self.W_enc_LD, self.b_enc_L, self.k, self.signed, self.exact_choice)
+
+    def entries(self, products_CL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        indices_Ck = largest_in_rows(products_CL, self.b_enc_L.detach(), self.k, self.signed)
+        values_Ck = products_CL.gather(1, indices_Ck) + self.b_enc_L[indices_Ck]
+        kept_Ck = values_Ck != 0 if self.signed else values_Ck > 0
+        return kept_Ck.sum(1), indices_Ck[kept_Ck], values_Ck[kept_Ck]
+
+
+class TopK(ByVector):
+    """z = relu(the k largest pre), all else 0 (Gao et al. 2024, 2406.04093)."""
+
+    kind = "topk"
+    signed = False
+
+
+class AbsTopK(ByVector):
+    """z = the k pre of largest |pre|, with their signs (2510.00404)."""
+
+    kind = "abstopk"
+    signed = True
+
+
+class BatchTopK(Learned):
+    """Training: the N * k largest relu(pre) of a batch of N (2412.06410). In use: z = relu(pre) where pre > threshold.
+
+    threshold: while training, the bias-corrected mean over steps (decay .95) of the least value chosen (where the choice
+    was made in bfloat16, some 4% more latents are above it than k); `calibrate` sets it exactly from data.
+    """
+
+    kind = "batchtopk"
+    signed = False
+    adaptive = True
+    training_only = (*Learned.training_only, "threshold_mean", "threshold_steps")
+    decay = 0.95
+    threshold: Tensor
+    threshold_mean: Tensor
+    threshold_steps: Tensor
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.register_buffer("threshold", torch.zeros(()))
+        self.register_buffer("threshold_mean", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("threshold_steps", torch.zeros((), dtype=torch.int64))
+
+    def choose(self, centred_ND: Tensor) -> Plan:
+        count = len(centred_ND) * self.k
+        return choose_by_batch(centred_ND, self.W_enc_LD, self.b_enc_L, count, self._hint(), self.exact_choice)
+
+    def _hint(self) -> float:
+        return 0.8 * self.threshold.item()
+
+    def entries(self, products_CL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        floor = max(self.threshold.item(), 0.0)
+        counts_C, places, values = above(products_CL, self.b_enc_L.detach(), floor)
+        return counts_C, places % self.latents, values
+
+    @torch.no_grad()
+    def _observe(self, plan: Plan, values_M: Tensor, vectors: int, fvu: Tensor) -> None:
+        super()._observe(plan, values_M, vectors, fvu)
+        positive = values_M[values_M > 0]
+        if len(positive):
+            self.threshold_steps += 1
+            self.threshold_mean.lerp_(positive.min().double(), 1 - self.decay)
+            self.threshold.copy_(self.threshold_mean / (1 - self.decay**self.threshold_steps))
+
+    @torch.no_grad()
+    def calibrate(self, x_ND: Tensor) -> None:
+        """threshold half-way between the N * k-th largest pre of x and the next, so that the mean L0 on x is k."""
+        self.check(x_ND)
+        count = len(x_ND) * self.k
+        with full_precision(x_ND):
+            found = threshold_for(self._centred(x_ND), self.W_enc_LD, self.b_enc_L, count, self._hint())
+        self.threshold.copy_(found)
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        self.threshold /= self.scale
+        super().fold()

@@ -1,0 +1,77 @@
+"""BottleneckTopK: TopK rays beside a few latents that are always on and have a sign.
+
+N vectors, C vectors of a chunk, D site width, L latents, r = rank of them dense, M chosen (vector, latent) pairs.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rayscope.dictionaries.base import whole
+from rayscope.dictionaries.learned.autoencoders import TopK
+from rayscope.dictionaries.learned.base import full_precision
+from rayscope.dictionaries.sparse.kernels import Plan, gather_dot
+from rayscope.dictionaries.sparse.selection import choose_by_vector, largest_in_rows
+
+
+class BottleneckTopK(TopK):
+    """z = (relu(the k largest pre of the first L - r latents), pre of the last r): x_hat = rays + rank r (2606.14040).
+
+    What is active on every vector goes through the last r latents and need not occupy rays. Their directions have unit
+    length as the rays' have, and start as the r leading principal directions of the sample.
+    """
+
+    kind = "bottleneck_topk"
+
+    def __init__(self, width: int, latents: int, k: int, rank: int = 24, **kwargs):
+        super().__init__(width, latents, k, **kwargs)
+        whole(rank=rank)
+        if not 1 <= rank <= width:
+            raise ValueError(f"rank={rank} must be between 1 and the width {width}")
+        if k > latents - rank:
+            raise ValueError(
+                f"k={k} exceeds the {latents - rank} rays that {latents} latents leave beside rank={rank}; "
+                "lower k or rank, or raise latents"
+            )
+        self.dense = rank
+
+    def arguments(self) -> dict[str, Any]:
+        return {**super().arguments(), "rank": self.dense}
+
+    @property
+    def rays(self) -> int:
+        return self.latents - self.dense
+
+    @torch.no_grad()
+    def prepare(self, x_ND: Tensor, dead_window: int, tokens: int | None = None) -> None:
+        super().prepare(x_ND, dead_window, tokens)
+        with full_precision(x_ND):
+            centred_ND = self._centred(x_ND).double()
+            leading_rD = torch.linalg.eigh(centred_ND.T @ centred_ND).eigenvectors.T.flip(0)[: self.dense]
+        for W_LD in (self.W_enc_LD, self.W_dec_LD, self.initial_LD):
+            if W_LD is not None:
+                W_LD[self.rays :] = leading_rD.to(W_LD.dtype)
+
+    def choose(self, centred_ND: Tensor) -> Plan:
+        rays, N = self.rays, len(centred_ND)
+        plan = choose_by_vector(
+            centred_ND, self.W_enc_LD[:rays], self.b_enc_L[:rays], self.k, self.signed, self.exact_choice
+        )
+        dense_Nr = torch.arange(rays, self.latents, device=centred_ND.device).expand(N, -1)
+        return Plan.of_rows(torch.cat([plan.indices_M.view(N, self.k), dense_Nr], 1), self.latents)
+
+    def _codes(self, x_ND: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
+        pre_M = gather_dot(x_ND, self.W_enc_LD, self.b_enc_L, self.b_dec_D, plan)
+        return self._activation(pre_M, plan.indices_M), pre_M
+
+    def _activation(self, pre: Tensor, indices: Tensor) -> Tensor:
+        return torch.where(indices < self.rays, pre.relu(), pre)
+
+    def entries(self, products_CL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        rays, b_enc_L = self.rays, self.b_enc_L.detach()
+        rays_Ck = largest_in_rows(products_CL[:, :rays].contiguous(), b_enc_L[:rays], self.k, self.signed)
+        dense_Cr = torch.arange(rays, self.latents, device=products_CL.device).expand(len(products_CL), -1)
+        indices = torch.cat([rays_Ck, dense_Cr], 1)
+        values = self._activation(products_CL.gather(1, indices) + b_enc_L[indices], indices)
+        return (values != 0).sum(1), indices[values != 0], values[values != 0]

@@ -1,0 +1,110 @@
+"""What dictionaries with a sparsity penalty share: codes above a threshold, and a coefficient that is steered.
+
+N vectors, C vectors of a chunk, L latents, M chosen (vector, latent) pairs.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rayscope.dictionaries.learned.base import Learned, full_precision
+from rayscope.dictionaries.sparse.kernels import Plan
+from rayscope.dictionaries.sparse.selection import above, choose_above, threshold_for
+
+RATE = 10.0  # of the controller's integral part, in units of lr
+LEAST = -10.0  # of ln(coefficient / its first): practically none, and a way back from there
+
+
+class Penalised(Learned):
+    """Learned by reconstruction + coefficient * a penalty on codes; their number varies, and k is the mean aimed at.
+
+    coefficient None: steered. After each step, with u = ln(the batch's L0 / k) within +-1 and its mean m over steps
+    (decay .9), ln coefficient grows by m's change + 10 lr m: a controller with proportional and integral part, at the
+    pace at which Adam moves weights. A number: that coefficient, risen to over the first 5% of the run; L0 is what
+    comes of it. A penalty can only lower L0: where k is more than reconstruction alone would use, the coefficient goes to next to 0
+    and L0 stays below k. Either way the thresholds start where the mean L0 of prepare's sample is k.
+    """
+
+    signed = False
+    adaptive = True
+    training_only = (*Learned.training_only, "seen", "run", "log_coefficient", "excess")
+    first_coefficient = 0.1
+    seen: Tensor
+    run: Tensor
+    log_coefficient: Tensor
+    excess: Tensor
+
+    def __init__(self, *args, coefficient: float | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        if coefficient is not None and not coefficient >= 0:
+            raise ValueError(f"coefficient={coefficient} must be at least 0 (null: steered to a mean L0 of k)")
+        self.coefficient = coefficient
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))  # tokens
+        self.register_buffer("run", torch.ones((), dtype=torch.int64))  # tokens
+        self.register_buffer("log_coefficient", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("excess", torch.zeros((), dtype=torch.float64))
+
+    def arguments(self) -> dict[str, Any]:
+        return {**super().arguments(), "coefficient": self.coefficient}
+
+    @property
+    def steered(self) -> bool:
+        return self.coefficient is None
+
+    @property
+    def progress(self) -> Tensor:
+        """The share of the run that is done."""
+        return (self.seen / self.run).clamp(max=1)
+
+    @property
+    def pressure(self) -> Tensor:
+        """The coefficient of this step."""
+        if self.coefficient is None:
+            return self.log_coefficient.exp() * self.first_coefficient
+        return self.coefficient * (20 * self.progress).clamp(max=1)
+
+    def _start(self, threshold: Tensor) -> None:
+        """Starts with the pre above the threshold as codes."""
+        self.b_enc_L.copy_(-threshold)
+
+    @torch.no_grad()
+    def prepare(self, x_ND: Tensor, dead_window: int, tokens: int | None = None) -> None:
+        super().prepare(x_ND, dead_window, tokens)
+        self.run.fill_(10 * dead_window if tokens is None else tokens)
+        with full_precision(x_ND):
+            count = len(x_ND) * self.k
+            self._start(threshold_for(self._centred(x_ND), self.W_enc_LD, torch.zeros_like(self.b_enc_L), count))
+
+    def choose(self, centred_ND: Tensor) -> Plan:
+        return choose_above(centred_ND, self.W_enc_LD, self.b_enc_L, self.exact_choice)
+
+    def entries(self, products_CL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        counts_C, places, values = above(products_CL, self.b_enc_L.detach(), 0.0)
+        return counts_C, places % self.latents, values
+
+    def _auxk_bias(self) -> Tensor:
+        """0, with b_enc's gradient: by b_enc itself a dead latent is below 0 on every vector, and would get none."""
+        return self.b_enc_L - self.b_enc_L.detach()
+
+    def to_save(self) -> Learned:
+        """`log_coefficient` in its provenance: where a later stage begins to steer."""
+        saved = super().to_save()
+        if self.steered:
+            saved.provenance["log_coefficient"] = self.log_coefficient.item()
+        return saved
+
+    def unfold(self) -> None:
+        super().unfold()
+        self.log_coefficient.fill_(self.provenance.get("log_coefficient", 0.0))
+
+    @torch.no_grad()
+    def _observe(self, plan: Plan, values_M: Tensor, vectors: int, fvu: Tensor) -> None:
+        super()._observe(plan, values_M, vectors, fvu)
+        self.last["coefficient"] = self.pressure
+        self.seen += vectors
+        if self.steered:
+            before = self.excess.clone()
+            self.excess.lerp_((self.last["l0"].double() / self.k).log().clamp(-1, 1), 0.1)
+            self.log_coefficient += self.excess - before + RATE * self.lr * self.excess
+            self.log_coefficient.clamp_(min=LEAST)

@@ -1,0 +1,56 @@
+"""TiedTopK: TopK rays in pairs that point opposite ways.
+
+D site width, L latents, m = L / 2 pairs: latent l < m and latent l + m share a row.
+"""
+
+import torch
+from torch import Tensor
+
+from rayscope.dictionaries.learned.autoencoders import TopK
+
+
+class TiedTopK(TopK):
+    """TopK of 2m rays with W_dec[l + m] = -W_dec[l] and W_enc[l + m] = -W_enc[l]: m free rows, one bias a ray.
+
+    With biases nil z[l] - z[l + m] is AbsTopK's code l of the same m rows at the same k: the expressivity of m signed
+    directions in codes that are never negative. Both halves are kept; a file holds the first.
+    """
+
+    kind = "tied_topk"
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.latents % 2:
+            raise ValueError(f"latents={self.latents} must be even: they are pairs of opposite rays")
+        with torch.no_grad():
+            self._tie()
+
+    def _tie(self) -> None:
+        m = self.latents // 2
+        for W_LD in (self.W_enc_LD, self.W_dec_LD, self.initial_LD):
+            if W_LD is not None:
+                torch.neg(W_LD[:m], out=W_LD[m:])
+
+    @torch.no_grad()
+    def project_gradients(self) -> None:
+        """Each pair's gradient, g[l] - g[l + m], shared out over its two rows: an update keeps them opposite, and the
+        norm that clipping sees is that of the m free rows' gradient."""
+        m = self.latents // 2
+        for W_LD in (self.W_enc_LD, self.W_dec_LD):
+            if W_LD.grad is not None:
+                half_mD = (W_LD.grad[:m] - W_LD.grad[m:]) / 2**0.5
+                W_LD.grad = torch.cat([half_mD, -half_mD])
+        super().project_gradients()
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        super().after_step()
+        self._tie()  # an optimiser may round two opposite numbers differently
+
+    def weights(self) -> dict[str, Tensor]:
+        m = self.latents // 2
+        return {name: t[:m] if name in ("W_enc_LD", "W_dec_LD") else t for name, t in super().weights().items()}
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        both = {name: torch.cat([t, -t]) if name in ("W_enc_LD", "W_dec_LD") else t for name, t in weights.items()}
+        super().load_weights(both)

@@ -1,0 +1,1 @@
+"""Dictionaries compared at equal bits: the comparison, its measurement, the metrics."""

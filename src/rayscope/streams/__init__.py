@@ -1,0 +1,1 @@
+"""Batches of activations: harvested from a model, or made with a known truth."""

@@ -1,0 +1,118 @@
+"""What rays_vs_directions observed of each of its predictions, from its records.
+
+B bootstrap draws, S seeds, C cells (a site at a k), H sites, W planted worlds.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rayscope.studies.pareto import LARGEST
+from rayscope.studies.rays_vs_directions.records import Records
+from rayscope.studies.study import Observed, over_seeds
+
+A, B = "A_rays_2m", "B_directions_m"
+SITES: dict[str, Callable[[str], bool]] = {
+    "residual": lambda hook: "resid" in hook,
+    "mlp": lambda hook: "mlp" in hook,
+}
+DRAWS = 1000
+NOTHING = Observed.exactly(float("nan"))
+
+
+@dataclass(frozen=True)
+class Arm:
+    arm: str
+    k: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm}_k{self.k}_s{self.seed}"
+
+
+def observe(
+    records: Records, hooks: list[str], ks: list[int], null_k: int, seeds: Sequence[int], bipolar: Sequence[float]
+) -> dict[str, Observed]:
+    """By the name of the prediction that each answers; `rays_vs_directions` says what they are."""
+    of = Observer(records, seeds)
+    return {
+        "planted": of.planted(bipolar),
+        "sign_flip": of.seedwise(lambda seed: of.bipolar_share("sign_flip", hooks, [null_k], seed).amin(0)),
+        "bipolar_share": of.seedwise(lambda seed: of.bipolar_share("real", hooks, ks, seed).amax(0)),
+        **{
+            f"dce_ratio_{kind}": of.ratio("real", B, A, "dce", [h for h in hooks if holds(h)], ks)
+            for kind, holds in SITES.items()
+        },
+        "flipped_fvu_ratio": of.ratio("sign_flip", A, B, "fvu", hooks, [null_k]),
+        "shared_context": of.shared_context(hooks, ks),
+    }
+
+
+@dataclass(frozen=True)
+class Observer:
+    records: Records
+    seeds: Sequence[int]
+
+    def drawn(self, stream: str, hook: str, arm: str, k: int, seed: int, metric: str) -> Tensor:
+        """[1 + B]: the value, and its draws."""
+        return self.records.drawn[stream, hook, Arm(arm, k, seed), metric]
+
+    def seedwise(self, of: Callable[[int], Tensor]) -> Observed:
+        """of: a seed's [1 + B]."""
+        return over_seeds([(each[0].item(), each[1:]) for each in map(of, self.seeds)])
+
+    def bipolar_share(self, stream: str, hooks: list[str], ks: list[int], seed: int) -> Tensor:
+        """[H, 1 + B]: B's, a mean over ks."""
+        return torch.stack(
+            [torch.stack([self.drawn(stream, h, B, k, seed, "bipolar_share") for k in ks]).mean(0) for h in hooks]
+        )
+
+    def ratio(self, stream: str, top: str, below: str, metric: str, hooks: list[str], ks: list[int]) -> Observed:
+        """Geometric mean over hooks and ks; NaN where there are none, and where a value (not a draw) is not above 0."""
+        if not hooks:
+            return NOTHING
+        top_SCB, below_SCB = (
+            torch.stack([
+                torch.stack([self.drawn(stream, h, arm, k, seed, metric) for h in hooks for k in ks])
+                for seed in self.seeds
+            ])
+            for arm in (top, below)
+        )  # fmt: skip
+        if not ((top_SCB[..., 0] > 0) & (below_SCB[..., 0] > 0)).all():
+            return NOTHING
+        found = over_seeds([(each[0].item(), each[1:]) for each in log_ratio(top_SCB, below_SCB).mean(1)])
+        return Observed(*(math.exp(x) for x in (found.value, found.low, found.high)))
+
+    def planted(self, bipolar: Sequence[float]) -> Observed:
+        """|bipolar_share - what is planted|, of each world a mean over seeds: the value and either end are the largest of all."""
+        ends_W3 = []
+        for share in bipolar:
+            off = {
+                arm.seed: (found - share).abs()
+                for (stream, _, arm, metric), found in self.records.drawn.items()
+                if (stream, metric) == (f"planted_{share:g}", "bipolar_share")
+            }
+            found = self.seedwise(off.__getitem__)
+            ends_W3.append((found.value, found.low, found.high))
+        return Observed(*torch.tensor(ends_W3, dtype=torch.float64).amax(0).tolist())
+
+    def shared_context(self, hooks: list[str], ks: list[int]) -> Observed:
+        """Shared less null of B: of each seed a mean over the cells where it is known; only seeds are drawn, not documents."""
+        metrics = ("shared_context", "shared_context_null")
+        of_seeds = []
+        for seed in self.seeds:
+            each = [[self.records.value("real", h, Arm(B, k, seed), m) for m in metrics] for h in hooks for k in ks]
+            shared_C, null_C = torch.tensor(each, dtype=torch.float64).unbind(1)
+            of_seeds.append((shared_C - null_C).nanmean())
+        known = [(one.item(), one.expand(DRAWS)) for one in of_seeds if one.isfinite()]
+        return over_seeds(known) if known else NOTHING
+
+
+def log_ratio(top: Tensor, below: Tensor) -> Tensor:
+    """log(top / below) within log LARGEST of 0, its bound where one of them is not above 0; where neither is, neither gains: 0."""
+    log = (top.clamp(min=0) / below.clamp(min=0)).log().clamp(-math.log(LARGEST), math.log(LARGEST))
+    return torch.where((top <= 0) & (below <= 0), 0.0, log)

@@ -1,0 +1,1 @@
+"""Training of dictionaries: the Lightning trainer, fine-tuning, checkpoints, logs."""

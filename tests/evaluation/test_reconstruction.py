@@ -1,0 +1,49 @@
+"""Held-out vectors through meters: the metrics of all vectors at once, with codes as they are and on their grid."""
+
+import pytest
+import torch
+
+from rayscope.baselines import fit_sites, pca_topk
+from rayscope.dictionaries import TopK
+from rayscope.evaluation import metrics
+from rayscope.evaluation.meter import bits_per_token
+from rayscope.evaluation.quantisation import Calibration
+from rayscope.evaluation.reconstruction import reconstruct
+from rayscope.streams.planted import World
+from rayscope.streams.stream import Batch
+
+
+def test_meters_hold_the_metrics_of_all_vectors_at_once(monkeypatch):
+    world = World(40, 12, 2.0)
+    stream = world.stream("test", 192 * 4, 192)
+    held_out = Batch.join(stream)
+    x_ND = held_out.activations["planted"]
+    dictionary = TopK(12, 30, 3)
+    dictionary.prepare(x_ND, 1000)
+    linear = pca_topk(fit_sites(None, stream.sites, stream)["planted"]).with_k(4)
+    both = {world.site: {"rays": dictionary, "pca": linear}}
+    whole = torch.ones(1, 12, dtype=torch.float64)  # documents of 64 vectors
+    meters = reconstruct(both, held_out)[world.site]
+    for name, d in both[world.site].items():
+        found = meters[name].statistics()
+        assert found["fvu"](whole).item() == pytest.approx(metrics.fvu(x_ND, d(x_ND).detach()), rel=1e-6)
+        assert found["fvu"](metrics.bootstrap_weights(12, 50)).std() > 0
+        assert meters[name].whole()["bits"] == bits_per_token(d)
+    assert meters["pca"].statistics()["l0"](whole).item() == 4
+    fired_L = (dictionary.encode(x_ND) != 0).any(0)
+    assert meters["rays"].whole()["dead"] == pytest.approx(1 - fired_L.double().mean().item())
+
+    validation = Batch.join(world.stream("validation", 192 * 2, 192))
+    seen = Calibration(12)
+    seen.update(linear.encode_sparse(validation.activations["planted"]), torch.zeros(384, dtype=torch.bool))
+    nowhere_N = torch.zeros(len(x_ND), dtype=torch.bool)
+    expected = metrics.fvu(x_ND, linear.decode_sparse(seen.grid().quantise(linear.encode_sparse(x_ND), nowhere_N)))
+    quantised = reconstruct(both, held_out, validation)[world.site]["pca"].statistics()["fvu"](whole).item()
+    assert quantised == pytest.approx(expected, rel=1e-6)
+    assert quantised != meters["pca"].statistics()["fvu"](whole).item()
+    plain = reconstruct(both, held_out, validation, quantise=False)[world.site]["pca"].statistics()
+    assert plain["fvu"](whole).item() == meters["pca"].statistics()["fvu"](whole).item()
+    assert plain["bits_entropy"](whole).item() > 8 * 4
+    monkeypatch.setattr("rayscope.evaluation.reconstruction.CHUNK", 100)
+    again = reconstruct(both, held_out, validation)[world.site]["pca"].statistics()["fvu"](whole).item()
+    assert again == pytest.approx(quantised, rel=1e-9)
