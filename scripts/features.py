@@ -1,6 +1,6 @@
 """rayscope features, as a script."""
 
-from rayscope.cli import main
+from rayscope.cli.command_line import main
 
 if __name__ == "__main__":
     import sys

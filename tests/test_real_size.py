@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from rayscope.cli import main
+from rayscope.cli.command_line import main
 
 TOKENIZER = Path(__file__).parents[2] / "shared/gpt2_tokenizer"
 

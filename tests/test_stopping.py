@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import pytest
 
 from rayscope import stopping as module
-from rayscope.cli import main
+from rayscope.cli.command_line import main
 from rayscope.cli.commands import COMMANDS
 from rayscope.stopping import SIGNALS, Stopped, deferred, stopping
 from rayscope.text import packing

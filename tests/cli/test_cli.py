@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from rayscope import __version__
-from rayscope.cli import main
+from rayscope.cli.command_line import main
 from rayscope.dictionaries import TopK, find, fingerprint, load
 from toys import latest
 

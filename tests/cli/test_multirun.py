@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from rayscope.cli import main
+from rayscope.cli.command_line import main
 from rayscope.dictionaries import find
 from toys import latest
 

@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rayscope import cli
+from rayscope.cli import command_line
 from rayscope.cli.options import declared
 from rayscope.cli.overrides import at_commas, groups, ready
 
@@ -187,9 +187,9 @@ def test_command_lines_of_the_pages_compose(shell, tmp_path, monkeypatch, capsys
     for line, command in zip(lines(), commands, strict=True):
         if command[0] == "-sc":
             continue
-        flags, given = cli.apart(command[1:])
+        flags, given = command_line.apart(command[1:])
         if command[0] == "benchmark":
-            given = cli.parts_by_name(given)
+            given = command_line.parts_by_name(given)
         if command[0] == "study" and "=" not in given[0]:
             given[0] = f"study={given[0]}"
         made = ready(given, sweep="-m" in flags)
@@ -198,8 +198,8 @@ def test_command_lines_of_the_pages_compose(shell, tmp_path, monkeypatch, capsys
             chosen = [
                 extra for choice, extra in mandatory.items() if choice in made and extra.split("=")[0] not in str(made)
             ]
-            config = cli.compose(command[0], [], [*made, *chosen])
-            cli.check(command[0], config)
+            config = command_line.compose(command[0], [], [*made, *chosen])
+            command_line.check(command[0], config)
             assert config is not None, line
 
 

@@ -139,7 +139,7 @@ def run(argv, here, output, journal, watch, at, act, prepare) -> None:
 def called(argv: Sequence[str]) -> int:
     import traceback
 
-    from rayscope.cli import main
+    from rayscope.cli.command_line import main
 
     try:
         main(list(argv))

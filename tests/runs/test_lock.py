@@ -29,7 +29,7 @@ with start(Path(sys.argv[2]), 1):
 def test_a_second_process_is_refused_and_told_who_works_there_until_that_is_killed(tmp_path, refused):
     folder = tmp_path / "run"
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(Path(__file__).parent), str(folder)],
+        [sys.executable, "-c", HOLD, str(Path(__file__).parents[1]), str(folder)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from rayscope.cli import main
+from rayscope.cli.command_line import main
 from rayscope.dictionaries import load
 from rayscope.runs.settings import run_settings
 
@@ -86,6 +86,17 @@ def test_what_is_given_wins_and_is_said(copy, tmp_path, capsys):
     assert settings(copy / "evaluate.config.yaml")["model"]["context"] == 32
     assert settings(copy / "evaluate.config.yaml")["text"]["files"] == str(other)
     assert settings(copy / "evaluate.config.yaml")["stream"] == {"batch_size": 64, "round_tokens": 512}
+
+
+def test_an_option_of_another_kind_of_text_is_named_with_that_kind(copy, capsys):
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit) as stopped:
+        main(["evaluate", *SMALL, "text.packages=[]", f"out={copy}"])
+    assert stopped.value.code == 1
+    (line,) = said(capsys)
+    assert "text.packages is an option of text=docs" in line
+    assert "read text=files; choose text=docs as well" in line
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
 
 
 def test_a_folder_of_dictionaries_belongs_to_the_run_above_it(copy, tmp_path, capsys):

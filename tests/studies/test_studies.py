@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from rayscope.cli import main
+from rayscope.cli.command_line import main
 from rayscope.cli.overrides import groups
 from rayscope.evaluation.measurement import Means, documents_predicted, measure
 from rayscope.model.sites import resolve

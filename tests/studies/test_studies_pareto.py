@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from rayscope.cli import main
+from rayscope.cli.command_line import main
 from rayscope.dictionaries import BatchTopK, BottleneckTopK, Linear, TopK, load
 from rayscope.evaluation.comparison import Comparison
 from rayscope.evaluation.measurement import Measurement

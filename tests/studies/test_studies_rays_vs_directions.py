@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from rayscope.cli import main
+from rayscope.cli.command_line import main
 from rayscope.dictionaries import AbsTopK, Codes, TopK, load
 from rayscope.evaluation import metrics
 from rayscope.evaluation.comparison import compare

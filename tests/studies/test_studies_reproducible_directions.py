@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from rayscope.cli import main
+from rayscope.cli.command_line import main
 from rayscope.dictionaries import Codes, Learned, TopK
 from rayscope.evaluation.metrics import bootstrap_weights
 from rayscope.model.sites import resolve

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from rayscope.cli import main
+from rayscope.cli.command_line import main
 from rayscope.dictionaries import AbsTopK, BatchTopK, TopK, find, load
 from rayscope.model import load as load_model
 from rayscope.model.sites import resolve

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
-from rayscope.cli import main
+from rayscope.cli.command_line import main
 from rayscope.dictionaries import load
 from rayscope.files import PARTIAL
 from rayscope.model.sites import resolve

@@ -15,7 +15,7 @@ import pytest
 import wandb
 import yaml
 
-from rayscope.cli import main
+from rayscope.cli.command_line import main
 from rayscope.training.wandb_file import records
 from rayscope.training.wandb_run import WandbRun
 from toys import latest

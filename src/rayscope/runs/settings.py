@@ -70,6 +70,12 @@ def merged(key: str, own: Any, composed: Any, keys: set[str]) -> Any:
     if not isinstance(own, dict) or (key in keys and key != "model"):
         return composed if key in keys else own
     given = {name: value for name, value in composed.items() if f"{key}.{name}" in keys}
+    if foreign := [name for name in given if name not in own]:
+        chosen, was = kind_of(composed), kind_of(own)
+        raise ValueError(
+            f"{key}.{foreign[0]} is an option of {key}={chosen}, and the run that trained read {key}={was}; "
+            f"choose {key}={chosen} as well"
+        )
     if key in keys:  # another model says nothing of the context
         given = {name: value for name, value in composed.items() if name != "context"} | given
     return own | given
