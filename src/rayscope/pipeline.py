@@ -15,7 +15,6 @@ from rayscope.console import say
 from rayscope.dictionaries import Dictionary, Learned, load
 from rayscope.evaluation.comparison import Comparison, headline_budget, position_means
 from rayscope.evaluation.measurement import Measurement, check_options, measure
-from rayscope.evaluation.meter import bits_per_token
 from rayscope.evaluation.saved import load_dictionaries
 from rayscope.features.contexts import top_contexts
 from rayscope.features.token_features import Tokens, appearance, choose_tokens, token_features, with_appearance
@@ -280,7 +279,7 @@ def named_or_headline(
     if names is None:
         budgets = {site: headline_budget(named.values(), headline_k) for site, named in dictionaries.items()}
         return {
-            site: {name: d for name, d in named.items() if abs(bits_per_token(d) / budgets[site] - 1) <= 0.12}
+            site: {name: d for name, d in named.items() if abs(d.bits() / budgets[site] - 1) <= 0.12}
             for site, named in dictionaries.items()
         }
     names = [names] if isinstance(names, str) else names

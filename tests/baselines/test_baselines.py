@@ -16,7 +16,6 @@ from rayscope.baselines.ksvd import ksvd, sweep
 from rayscope.dictionaries import AbsTopK, BatchTopK, BottleneckTopK, Linear, TokenBiasTopK, TopK, load
 from rayscope.evaluation.comparison import Baseline, baselines_at_equal_bits, headline_budget, plain_rays
 from rayscope.evaluation.matching import greatest_cosines, mcc, mmcs
-from rayscope.evaluation.meter import bits_per_token
 from rayscope.evaluation.metrics import fvu
 from rayscope.streams.statistics import Moments, Sample, TokenSums
 
@@ -297,7 +296,7 @@ def test_a_method_of_few_codes_is_measured_once_at_its_own_bits():
     listed = {"two": Baseline(Fixed(codebook), max_k=2), "free": Baseline(Fixed(codebook))}
     found = baselines_at_equal_bits(None, listed, rays, 2, 100)
     assert list(found) == ["two_k1", "two_k2", "free_k1", "free_k2", "free_k4"]
-    assert bits_per_token(found["two_k1"]) == pytest.approx(math.log2(12) + 8)
+    assert found["two_k1"].bits() == pytest.approx(math.log2(12) + 8)
     with pytest.raises(ValueError, match="max_k=0"):
         Baseline(Fixed(codebook), max_k=0)
 
@@ -309,7 +308,7 @@ def test_budgets_are_those_of_rays_with_nothing_beside_them():
     signed, adaptive = AbsTopK(16, 64, 4), BatchTopK(16, 64, 4)
     assert plain_rays([dense, topk, told, signed, adaptive]) == [topk]
     assert plain_rays([signed, dense]) == [signed, dense]  # nothing plainer
-    assert headline_budget([dense, topk], 4) == bits_per_token(topk) < bits_per_token(dense)
+    assert headline_budget([dense, topk], 4) == topk.bits() < dense.bits()
 
 
 def test_rays_of_one_k_and_two_widths_are_two_budgets():

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from rayscope.dictionaries import BatchTopK, Dictionary, TokenBiasTopK, TopK
+from rayscope.dictionaries.code_length import bits
 from rayscope.dictionaries.linear import Linear
 from rayscope.evaluation import metrics
 from rayscope.evaluation.measurement import Means, check_options, measure
-from rayscope.evaluation.meter import bits_per_token
 from rayscope.evaluation.quantisation import Calibration
 from rayscope.model import LanguageModel
 from rayscope.model.sites import Site, resolve
@@ -207,16 +207,16 @@ def test_the_codecs_bound_the_table(world, value):
 def test_bits_are_of_k_and_where_k_varies_of_each_tokens_own(world, value, tables):
     sites, dictionaries, _, tokens_RC, activations = world
     for site in sites:
-        assert value(site, "topk", "bits") == pytest.approx(metrics.bits(48, 4, signed=False))
+        assert value(site, "topk", "bits") == pytest.approx(bits(48, 4, signed=False))
         assert value(site, "prefix", "bits") == pytest.approx(27)  # nine each, and the support is known
         for position0 in ("excluded", "included"):
             with torch.no_grad():
                 z_NL = dictionaries[site]["batchtopk"].encode(read(activations[site.key], tokens_RC, position0))
             l0_N = (z_NL != 0).sum(1)
             assert l0_N.unique().numel() > 2
-            expected = np.mean([metrics.bits(64, int(k), signed=False) for k in l0_N])
+            expected = np.mean([bits(64, int(k), signed=False) for k in l0_N])
             assert value(site, "batchtopk", "bits", position0) == pytest.approx(expected, rel=1e-9)
-    assert bits_per_token(dictionaries[sites[0]]["batchtopk"]) == pytest.approx(metrics.bits(64, 6, signed=False))
+    assert dictionaries[sites[0]]["batchtopk"].bits() == pytest.approx(bits(64, 6, signed=False))
 
 
 def test_quantised_rows_decode_values_on_the_levels_of_validation(world, coded, tables, model, packed):

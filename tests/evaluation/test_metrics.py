@@ -4,16 +4,14 @@ import numpy as np
 import pytest
 import torch
 
+from rayscope.dictionaries.code_length import bits, bits_entropy, k_of_bits
 from rayscope.evaluation import metrics
 from rayscope.evaluation.metrics import (
     Spread,
     Sums,
-    bits,
-    bits_entropy,
     bootstrap_weights,
     fvu,
     interval,
-    k_of_bits,
     loss_recovered,
     ratio_of_sums,
 )

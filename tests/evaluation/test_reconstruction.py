@@ -6,7 +6,6 @@ import torch
 from rayscope.baselines import fit_sites, pca_topk
 from rayscope.dictionaries import TopK
 from rayscope.evaluation import metrics
-from rayscope.evaluation.meter import bits_per_token
 from rayscope.evaluation.quantisation import Calibration
 from rayscope.evaluation.reconstruction import reconstruct
 from rayscope.streams.planted import World
@@ -28,7 +27,7 @@ def test_meters_hold_the_metrics_of_all_vectors_at_once(monkeypatch):
         found = meters[name].statistics()
         assert found["fvu"](whole).item() == pytest.approx(metrics.fvu(x_ND, d(x_ND).detach()), rel=1e-6)
         assert found["fvu"](metrics.bootstrap_weights(12, 50)).std() > 0
-        assert meters[name].whole()["bits"] == bits_per_token(d)
+        assert meters[name].whole()["bits"] == d.bits()
     assert meters["pca"].statistics()["l0"](whole).item() == 4
     fired_L = (dictionary.encode(x_ND) != 0).any(0)
     assert meters["rays"].whole()["dead"] == pytest.approx(1 - fired_L.double().mean().item())

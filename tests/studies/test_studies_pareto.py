@@ -13,7 +13,6 @@ from rayscope.cli.command_line import main
 from rayscope.dictionaries import BatchTopK, BottleneckTopK, Linear, TopK, load
 from rayscope.evaluation.comparison import Comparison
 from rayscope.evaluation.measurement import Measurement
-from rayscope.evaluation.meter import bits_per_token
 from rayscope.model.sites import Site, resolve
 from rayscope.pipeline import measure_compared
 from rayscope.streams.source import Source
@@ -204,7 +203,7 @@ def test_amortisation_gap_is_what_a_bad_encoder_loses(model, packed):
 
 def test_a_baseline_is_read_at_the_bits_of_the_rays():
     named = {f"pca_k{k}": Linear(16, 16, k, "topk", torch.eye(16)) for k in (2, 3, 9)}
-    three = bits_per_token(named["pca_k3"])
+    three = named["pca_k3"].bits()
     assert at_bits("pca", named, three - 1, 0) == "pca_k3"
     assert at_bits("pca", named, three, 0) == "pca_k3"
     assert at_bits("pca", named, three + 1, 0) is None  # the next has far more

@@ -13,10 +13,8 @@ import torch
 from torch.nn import functional as F
 
 from rayscope.cli.command_line import main
-from rayscope.dictionaries import AbsTopK, Codes, TopK, load
-from rayscope.evaluation import metrics
+from rayscope.dictionaries import AbsTopK, Codes, TopK, code_length, load
 from rayscope.evaluation.comparison import compare
-from rayscope.evaluation.meter import bits_per_token
 from rayscope.evaluation.reconstruction import reconstruct
 from rayscope.model.sites import Site, resolve
 from rayscope.streams.planted import World
@@ -37,7 +35,7 @@ def test_rays_and_half_as_many_directions_cost_the_same_bits(m, k):
     make = makers(m, rank=24)
     rays, directions = (make[name](width=4, k=k) for name in (A, B))
     assert (type(rays), type(directions)) == (TopK, AbsTopK)
-    ratio = bits_per_token(rays) / bits_per_token(directions)
+    ratio = rays.bits() / directions.bits()
     exact = math.log2(math.comb(2 * m, k)) + 8 * k, math.log2(math.comb(m, k)) + 9 * k
     assert ratio == pytest.approx(exact[0] / exact[1], rel=1e-9)
     assert 1 <= ratio <= 1.003
@@ -241,7 +239,7 @@ def test_the_study(asked, ran, tmp_path):
     worst = signed[signed["arm"] == B].groupby(["seed", "site"])["value"].mean().groupby("seed").max().mean()
     assert verdict["predictions"]["bipolar_share"]["observed"] == pytest.approx(worst, rel=1e-5)
     bits = real.groupby(["arm", "k"])["bits"].first()
-    assert bits["F_rays_2m_and_dense", 4] == pytest.approx(metrics.bits(35, 4, False, dense=3), rel=1e-6)
+    assert bits["F_rays_2m_and_dense", 4] == pytest.approx(code_length.bits(35, 4, False, dense=3), rel=1e-6)
 
 
 def test_the_null_is_trained_and_measured_on_flipped_streams(ran, model, packed, tmp_path):

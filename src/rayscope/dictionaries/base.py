@@ -14,6 +14,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rayscope.dictionaries import code_length
 from rayscope.files import whole_folder
 
 FORMAT = 1
@@ -119,6 +120,35 @@ class Dictionary(nn.Module):
     def arguments(self) -> dict[str, Any]:
         """What the constructor takes, as plain values."""
         return {"width": self.width, "latents": self.latents, "k": self.k}
+
+    @property
+    def plain(self) -> bool:
+        """A token costs exactly k codes: their number does not vary, and nothing is known or active besides them."""
+        return not (self.adaptive or self.dense or self.side)
+
+    def bits(self, k: int | None = None) -> float:
+        """Bits per token of its k codes, or of another number of codes."""
+        return float(code_length.bits(self.latents, self.k if k is None else k, *self._code))
+
+    def mean_bits(self, counts: Tensor) -> float:
+        """Bits per token over tokens of which counts[n] have n codes; where k is fixed, `bits`."""
+        if not self.adaptive:
+            return self.bits()
+        k = (torch.arange(len(counts), dtype=torch.float64) - self.dense).clamp(min=0)
+        bits = torch.as_tensor(code_length.bits(self.latents, k, *self._code))
+        return ((bits * counts).sum() / counts.sum()).item()
+
+    def bits_entropy(self, codes: Codes, frequency_L: Tensor) -> Tensor:
+        """(N): bits of each vector's code under its latents' firing frequencies."""
+        return code_length.bits_entropy(codes.indices_M, codes.offsets, frequency_L, *self._code)
+
+    def k_of_bits(self, budget: float) -> int:
+        """The least k that costs at least `budget` bits per token; all latents if none does."""
+        return code_length.k_of_bits(budget, self.latents, *self._code)
+
+    @property
+    def _code(self) -> tuple[bool, bool, int]:
+        return self.signed, self.fixed_support, self.dense
 
     def with_k(self, k: int) -> "Dictionary":
         """The same weights at another k."""

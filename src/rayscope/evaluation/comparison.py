@@ -8,9 +8,7 @@ import torch
 
 from rayscope.baselines import SiteFit, fit_sites
 from rayscope.dictionaries import Dictionary
-from rayscope.evaluation import metrics
 from rayscope.evaluation.measurement import Means
-from rayscope.evaluation.meter import bits_per_token
 from rayscope.model.sites import Site
 from rayscope.streams.seeding import permutation
 from rayscope.streams.source import Source
@@ -42,7 +40,7 @@ def baselines_at_equal_bits(
     The budgets are those of rays of a fixed k (of any dictionary, where there are none): the few bits by which a baseline
     is above are its advantage.
     """
-    every = sorted({(d.k, bits_per_token(d)) for d in plain_rays(learned.values())})
+    every = sorted({(d.k, d.bits()) for d in plain_rays(learned.values())})
     chosen = {"all": every, "headline": [(k, bits) for k, bits in every if k == headline_k] or every}
     found: dict[str, Dictionary] = {}
     for name, baseline in baselines.items():
@@ -50,8 +48,7 @@ def baselines_at_equal_bits(
         if dictionary is None:
             continue
         for _, bits in chosen[baseline.budgets]:
-            about = (dictionary.signed, dictionary.fixed_support, dictionary.dense)
-            k = metrics.k_of_bits(bits, dictionary.latents, *about)
+            k = dictionary.k_of_bits(bits)
             k = min(k, baseline.max_k or k)
             if f"{name}_k{k}" in found:
                 continue
@@ -99,14 +96,14 @@ def compare(
 
 
 def plain_rays(dictionaries: Iterable[Dictionary]) -> list[Dictionary]:
-    """Those of k rays and nothing beside them, whose bits others are measured at; all, where there are none."""
-    known = list(dictionaries)
-    return [d for d in known if not (d.signed or d.adaptive or d.dense or d.side)] or known
+    """Unsigned dictionaries of a fixed k without side information: their bits are the budgets. All, if there are none."""
+    dictionaries = list(dictionaries)
+    return [d for d in dictionaries if d.plain and not d.signed] or dictionaries
 
 
 def headline_budget(dictionaries: Iterable[Dictionary], headline_k: int) -> float:
     """Bits per token of the rays (of any, where there are none) whose k is nearest to the headline."""
-    return bits_per_token(min(plain_rays(dictionaries), key=lambda d: abs(d.k - headline_k)))
+    return min(plain_rays(dictionaries), key=lambda d: abs(d.k - headline_k)).bits()
 
 
 def position_means(compared: Comparison, rows: int = 64) -> dict[str, Means]:

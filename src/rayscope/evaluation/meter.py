@@ -80,7 +80,7 @@ class Meter:
             return {}
         codes = self.codes[position0]
         dead = (codes.fired_L == 0).double().mean().item()
-        return {"dead": dead, "bits": bits_per_token(self.codec, codes)}
+        return {"dead": dead, "bits": self.codec.mean_bits(codes.counts)}
 
 
 class CodeSums:
@@ -106,16 +106,5 @@ class CodeSums:
         self.fired_L += torch.bincount(codes.indices_M.cpu()[kept_M], minlength=len(self.fired_L))
         self.counts += torch.bincount(active_N[chosen_N], minlength=len(self.counts))
         if self.frequency_L is not None and isinstance(self.codec, Dictionary):
-            about = (self.codec.signed, self.codec.fixed_support, self.codec.dense)
-            bits_N = metrics.bits_entropy(codes.indices_M, codes.offsets, self.frequency_L, *about).cpu()
+            bits_N = self.codec.bits_entropy(codes, self.frequency_L).cpu()
             self.entropy_G.index_add_(0, documents_N[chosen_N], bits_N[chosen_N])
-
-
-def bits_per_token(dictionary: Dictionary, codes: CodeSums | None = None) -> float:
-    """metrics.bits of a dictionary: of its k, or, where the number of codes varies, the mean over its own counts."""
-    about = (dictionary.signed, dictionary.fixed_support, dictionary.dense)
-    if dictionary.adaptive and codes is not None:
-        k = (torch.arange(len(codes.counts), dtype=torch.float64) - dictionary.dense).clamp(min=0)
-        per_count = torch.as_tensor(metrics.bits(dictionary.latents, k, *about))
-        return ((per_count * codes.counts).sum() / codes.counts.sum()).item()
-    return float(metrics.bits(dictionary.latents, dictionary.k, *about))

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LN2 = math.log(2)
 # With n documents, a share n^-n of resamples is one of them, n times: below 5 that reaches the ends of a central 95%, which
 # then say what single documents do (of one, width 0). At 5 it covers a normal mean 84 times of 100, below less.
 FEWEST_DOCUMENTS = 5
@@ -28,54 +27,6 @@ def fvu(x_ND: Tensor, x_hat_ND: Tensor) -> float:
     sums = Sums(spread)
     sums.update(x_ND, x_hat_ND, documents_N)
     return sums.fvu(torch.ones(1, 1, dtype=torch.float64)).item()
-
-
-def bits(latents: int, k: float | Tensor, signed: bool, fixed_support: bool = False, dense: int = 0) -> float | Tensor:
-    """Bits per token of k non-zero codes: log2 C(L, k) + 8 k, and k more for signs.
-
-    The first term, which latents, is 0 where the support never changes (the first k principal components). `dense` of
-    the latents are on in every code, beside the k: log2 C(L - dense, k), and 9 bits for each of them.
-    """
-    k_tensor = torch.as_tensor(k, dtype=torch.float64)
-    size = torch.tensor(float(latents - dense), dtype=torch.float64)
-    choose = torch.lgamma(size + 1) - torch.lgamma(k_tensor + 1) - torch.lgamma(size - k_tensor + 1)
-    total = (0 if fixed_support else choose / LN2) + (9 if signed else 8) * k_tensor + 9 * dense
-    return total if isinstance(k, Tensor) else float(total)
-
-
-def k_of_bits(budget: float, latents: int, signed: bool, fixed_support: bool = False, dense: int = 0) -> int:
-    """The least k whose code costs at least `budget` bits per token (all latents, where none does)."""
-    for k in range(1, latents - dense + 1):
-        if bits(latents, k, signed, fixed_support, dense) >= budget:
-            return k
-    return latents - dense
-
-
-def bits_entropy(
-    indices_M: Tensor,
-    offsets: Tensor,
-    frequency_L: Tensor,
-    signed: bool,
-    fixed_support: bool = False,
-    dense: int = 0,
-) -> Tensor:
-    """(N): bits of each code under the latents' own firing frequencies, 0 < p < 1 (MDL, 2410.11179).
-
-    -sum_active log2 p - sum_silent log2 (1 - p), which is one constant and log2 (1 - p) / p for each active latent; 0
-    where the support never changes. And 8 bits for the value of each active latent, 1 for its sign, 9 for each of the
-    last `dense` latents, which are always on. Codes are compressed rows: code n is indices_M[offsets[n] : offsets[n + 1]].
-    """
-    latents = len(frequency_L) - dense
-    p_L = frequency_L.double()
-    active_L = torch.full_like(p_L, 9.0 if signed else 8.0)
-    base = p_L.new_tensor(9.0 * dense)
-    if not fixed_support:
-        active_L += ((1 - p_L) / p_L).log2()
-        base -= torch.log1p(-p_L[:latents]).sum() / LN2
-    active_L[latents:] = 0
-    vectors = torch.arange(len(offsets) - 1, device=offsets.device)
-    rows_M = vectors.repeat_interleave(offsets.diff(), output_size=len(indices_M))
-    return base.expand(len(vectors)).index_add(0, rows_M, active_L[indices_M])
 
 
 def loss_recovered(ablated: float, spliced: float, clean: float) -> float:

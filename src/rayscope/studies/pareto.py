@@ -21,7 +21,7 @@ from rayscope.drawing import COLOURS, LINES, MARKERS, label, log_axis, panels
 from rayscope.evaluation import metrics
 from rayscope.evaluation.comparison import Baseline, Comparison, compare
 from rayscope.evaluation.measurement import Measurement
-from rayscope.evaluation.meter import PLACES, Meter, bits_per_token
+from rayscope.evaluation.meter import PLACES, Meter
 from rayscope.evaluation.reconstruction import reconstruct
 from rayscope.model.sites import Site
 from rayscope.pipeline import measure_compared
@@ -176,7 +176,7 @@ class Ratios:
                 rays = f"rays_k{k}_s{seed}"
                 mine = self.dce(site, rays)
                 for method in methods:
-                    theirs = at_bits(method, named, bits_per_token(named[rays]), seed)
+                    theirs = at_bits(method, named, named[rays].bits(), seed)
                     if theirs:
                         found.append(ratio(self.dce(site, theirs), mine))
         if not found:
@@ -194,13 +194,12 @@ def ratio(theirs: Tensor, mine: Tensor) -> Tensor:
 def at_bits(method: str, named: dict[str, Dictionary], bits: float, seed: int) -> str | None:
     """The method's dictionary, of this seed or of none, of the fewest bits at or above these, if one code less would have fewer."""
     fitting = ((method, seed), (method, None))
-    there = {n: bits_per_token(d) for n, d in named.items() if method_and_seed(n) in fitting}
+    there = {n: d.bits() for n, d in named.items() if method_and_seed(n) in fitting}
     above = sorted((b, n) for n, b in there.items() if b >= bits - 1e-9)
     if not above:
         return None
     nearest = named[above[0][1]]
-    about = (nearest.signed, nearest.fixed_support, nearest.dense)
-    less = float(metrics.bits(nearest.latents, nearest.k - 1, *about)) if nearest.k > 1 else 0.0
+    less = nearest.bits(nearest.k - 1) if nearest.k > 1 else 0.0
     return above[0][1] if less < bits else None
 
 
@@ -212,7 +211,7 @@ def amortisation(compared: Comparison, tokens: int, first: int, seed: int) -> di
     found: dict[tuple[Site, str], dict[str, float]] = {}
     for site, named in compared.learned.items():
         for name, dictionary in named.items():
-            if dictionary.side or dictionary.adaptive or dictionary.dense:
+            if not dictionary.plain:
                 continue  # a coder would have other codes to spend, or know less
             coders = ["omp", *(["fista"] if name.endswith(f"_k{first}_s{seed}") else [])]
             with lent([dictionary], source.model.device):

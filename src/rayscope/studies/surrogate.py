@@ -15,7 +15,7 @@ from rayscope.baselines import pca
 from rayscope.dictionaries import Dictionary, Learned
 from rayscope.drawing import COLOURS, MARKERS, label, panels
 from rayscope.evaluation import metrics
-from rayscope.evaluation.meter import Meter, bits_per_token
+from rayscope.evaluation.meter import Meter
 from rayscope.evaluation.reconstruction import reconstruct
 from rayscope.model.sites import Site
 from rayscope.streams.source import Source
@@ -160,7 +160,7 @@ def at_equal_bits(moments: Moments, rays: dict[str, Dictionary], site: Site) -> 
     for coder in ("topk", "prefix"):
         fitted = pca(moments, 1, coder)
         for d in rays.values():
-            k = metrics.k_of_bits(bits_per_token(d), site.width, True, coder == "prefix")
+            k = fitted.k_of_bits(d.bits())
             found[f"pca_{coder}_{d.k}"] = fitted.with_k(k).to(d.device)
     return found
 

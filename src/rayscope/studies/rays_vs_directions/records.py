@@ -12,7 +12,6 @@ from torch import Tensor
 
 from rayscope.dictionaries import Dictionary
 from rayscope.drawing import COLOURS, MARKERS, label, log_axis, panels
-from rayscope.evaluation.meter import bits_per_token
 from rayscope.model.sites import Site
 from rayscope.studies.rays_vs_directions.polarity import Polarity
 
@@ -52,7 +51,7 @@ class Records:
     ) -> None:
         row = {"stream": stream, "site": site.hook, "metric": metric, "value": value, "position0": position0}
         row |= {"arm": arm.arm, "k": arm.k, "seed": arm.seed, "latents": dictionary.latents, "tokens": tokens}
-        row |= {"bits": bits_per_token(dictionary), "trained_tokens": dictionary.provenance.get("tokens")}
+        row |= {"bits": dictionary.bits(), "trained_tokens": dictionary.provenance.get("tokens")}
         row |= {"quantised": metric in QUANTISED}
         key: tuple[Hashable, ...] = (stream, site.hook, arm, metric)
         if position0 == "excluded":

@@ -13,8 +13,8 @@ from matplotlib.ticker import FuncFormatter
 from torch import Tensor
 
 from rayscope.dictionaries import TopK
+from rayscope.dictionaries.code_length import bits
 from rayscope.drawing import COLOURS, LINES, label, log_axis, panels, short
-from rayscope.evaluation import metrics
 from rayscope.model.sites import Site
 from rayscope.streams.halves import halves
 from rayscope.streams.source import Source
@@ -145,7 +145,7 @@ def rows(found: FOUND, setting: Setting, k: int, sizes: dict[str, dict]) -> Iter
     width = {site.hook: site.width for site in setting.sites}
     for (hook, name, latents), by_seed in found.items():
         about = {"site": hook, "width": width[hook], "stream": name, "latents": latents, "k": k}
-        about |= {"bits": metrics.bits(latents, k, False)}
+        about |= {"bits": bits(latents, k, signed=False)}
         for tau, count in by_seed[0]:
             draws = [(one[tau, count][0].item(), one[tau, count][1:]) for one in by_seed]
             each = [*((s, [draw]) for s, draw in zip(setting.seeds, draws, strict=True)), (None, draws)]
