@@ -8,7 +8,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from rayscope import cli
+from rayscope.cli import command_line
 from rayscope.errors import CommandError, explain, one_line
 
 
@@ -59,9 +59,9 @@ def test_a_bug_keeps_its_traceback(monkeypatch, capsys, tmp_path):
     def broken(config, folder):
         raise KeyError("sha256")
 
-    monkeypatch.setitem(cli.COMMANDS, "sites", broken)
+    monkeypatch.setitem(command_line.COMMANDS, "sites", broken)
     with pytest.raises(SystemExit) as stopped:
-        cli.main(["sites", f"out={tmp_path}"])
+        command_line.main(["sites", f"out={tmp_path}"])
     said = capsys.readouterr().err
     assert stopped.value.code == 1
     assert said.startswith("rayscope: this is a bug in rayscope; please report it")

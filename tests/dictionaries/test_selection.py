@@ -143,7 +143,7 @@ def test_a_broken_library_in_the_cache_is_built_anew(tmp_path, monkeypatch):
 @pytest.mark.parametrize("environment", [{"RAYSCOPE_NATIVE": "0"}, {"CC": "no-such-compiler"}, {"CC": "false"}])
 def test_without_a_compiler_pytorch_does_it(environment, tmp_path):
     code = (
-        "import torch; from rayscope.dictionaries import TopK, native; "
+        "import torch; from rayscope.dictionaries import TopK; from rayscope.dictionaries.sparse import native; "
         "d = TopK(width=8, latents=64, k=2); d(torch.ones(3, 8)); assert native.library() is None"
     )
     environment = {"PATH": "/usr/bin:/bin", "RAYSCOPE_CACHE": str(tmp_path), **environment}  # and no HOME

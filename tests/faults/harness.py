@@ -239,6 +239,12 @@ class Place:
             found |= {f"set aside{name.removeprefix(folder.name)}": hashed for name, hashed in contents(folder).items()}
         return found
 
+    def like(self) -> str:
+        """What the run is like, if it is bitwise what an undisturbed one leaves."""
+        there, states = contents(self.out), {"trained": "train", "evaluated": "evaluate", "demo": "demo"}
+        same = [command for state, command in states.items() if there == self.wanted.get(state)]
+        return f"as after an undisturbed {same[0]}, bitwise" if same else ""
+
 
 def must(ended: Ended) -> Ended:
     if ended.code:
