@@ -1,6 +1,5 @@
 """The stages of a run on one folder: train, evaluate, features. Each writes its tables whole, and is skipped once they are there."""
 
-import inspect
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -135,10 +134,10 @@ def is_trained(folder: Path) -> bool:
 
 
 def made(make: Callable[..., Learned], site: Site, vocabulary: int) -> Learned:
-    """A dictionary of the site's width; a constructor that takes `vocabulary` is told the model's."""
-    known = {"vocabulary": vocabulary}
-    taken = inspect.signature(getattr(make, "func", make)).parameters
-    return make(width=site.width, **{name: value for name, value in known.items() if name in taken})
+    """A dictionary of the site's width, and, if its kind has one, of the model's vocabulary: see `Learned.from_model`."""
+    facts = {"width": site.width, "vocabulary": vocabulary}
+    kind = getattr(make, "func", make)  # of a partial
+    return make(**{name: facts[name] for name in getattr(kind, "from_model", Learned.from_model)})
 
 
 def finetune_dictionaries(

@@ -64,23 +64,19 @@ def tokens_of(x_ND):
     return x_ND[:, 0].abs().long() % 7
 
 
-def on(dictionary, x_ND):
-    return dictionary.for_tokens(tokens_of(x_ND))
-
-
 def trained(cls, steps=20, D=16, L=40, k=4, **arguments):
     dictionary = cls(D, L, k, seed=3, **{"lr": 1e-2, **OWN.get(cls, {}), **arguments})
-    on(dictionary, sample(D=D)).prepare(sample(D=D), dead_window=600)
+    dictionary.prepare(sample(D=D), dead_window=600, tokens_N=tokens_of(sample(D=D)))
     fit(dictionary, (sample(D=D, seed=step + 1) for step in range(steps)))
     return dictionary
 
 
-def fit(dictionary, batches, lr_at=lambda step: 1.0, on=on):
+def fit(dictionary, batches, lr_at=lambda step: 1.0, tokens=tokens_of):
     optimizer = torch.optim.Adam([p for p in dictionary.parameters() if p.requires_grad], lr=dictionary.lr)
     for step, x_ND in enumerate(batches):
         optimizer.param_groups[0]["lr"] = dictionary.lr * lr_at(step)
         optimizer.zero_grad()
-        sum(on(dictionary, x_ND).losses(x_ND).values()).backward()
+        sum(dictionary.losses(x_ND, tokens(x_ND)).values()).backward()
         dictionary.project_gradients()
         optimizer.step()
         dictionary.after_step()
@@ -99,35 +95,51 @@ KINDS = {cls.kind: lambda cls=cls: trained(cls) for cls in LEARNED} | {
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_keeps_the_interface(kind, tmp_path):
     x_ND = sample(seed=99)
-    dictionary = on(KINDS[kind](), x_ND)
-    z_NL, codes = dictionary.encode(x_ND), dictionary.encode_sparse(x_ND)
+    dictionary, tokens_N = KINDS[kind](), tokens_of(x_ND)
+    z_NL, codes = dictionary.encode(x_ND, tokens_N), dictionary.encode_sparse(x_ND, tokens_N)
     assert codes.dense().equal(z_NL)
     assert (codes.values_M != 0).all()
     sparse_NL, dense_Nr = z_NL.split([dictionary.latents - dictionary.dense, dictionary.dense], 1)
     assert (sparse_NL < 0).any() == dictionary.signed  # rays are never negative, directions are
     assert (dense_Nr != 0).all()
-    zero_L = torch.zeros(1 if dictionary.side is None else 200, dictionary.latents)
-    torch.testing.assert_close(dictionary.decode(z_NL), z_NL @ dictionary.directions + dictionary.decode(zero_L))
-    torch.testing.assert_close(dictionary.decode_sparse(codes), dictionary.decode(z_NL))
-    torch.testing.assert_close(dictionary(x_ND), dictionary.decode(z_NL))
+    x_hat_ND, zero_NL = dictionary(x_ND, tokens_N), torch.zeros(200, dictionary.latents)
+    linear_ND = z_NL @ dictionary.directions + dictionary.decode(zero_NL, tokens_N)
+    torch.testing.assert_close(dictionary.decode(z_NL, tokens_N), linear_ND)
+    torch.testing.assert_close(dictionary.decode_sparse(codes, tokens_N), linear_ND)
+    torch.testing.assert_close(x_hat_ND, linear_ND)
     torch.testing.assert_close(dictionary.directions.norm(dim=1), torch.ones(dictionary.latents))
     if not dictionary.adaptive:
         assert ((sparse_NL != 0).sum(1) <= 4).all()
-    assert (x_ND - dictionary(x_ND)).square().sum() < (x_ND - x_ND.mean(0)).square().sum()
+    assert (x_ND - x_hat_ND).square().sum() < (x_ND - x_ND.mean(0)).square().sum()
 
     dictionary.save(tmp_path / "d", provenance={"site": "blocks.0.hook_resid_post"})
-    loaded = on(load(tmp_path / "d"), x_ND)
+    loaded = load(tmp_path / "d")
     dictionary.save(tmp_path / ".replaced" / "d")
     assert list(find(tmp_path)) == ["d"]
     assert loaded.arguments() == dictionary.arguments()
     assert loaded.provenance["site"] == "blocks.0.hook_resid_post"
-    torch.testing.assert_close(loaded.encode(x_ND), z_NL, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(loaded(x_ND), dictionary(x_ND), rtol=1e-4, atol=1e-3)
-    again = on(dictionary.with_k(4), x_ND)
-    assert again.encode(x_ND).equal(z_NL)
-    assert len(on(dictionary, x_ND[:0]).encode_sparse(x_ND[:0])) == 0
+    torch.testing.assert_close(loaded.encode(x_ND, tokens_N), z_NL, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(loaded(x_ND, tokens_N), x_hat_ND, rtol=1e-4, atol=1e-3)
+    assert dictionary.with_k(4).encode(x_ND, tokens_N).equal(z_NL)
+    assert len(dictionary.encode_sparse(x_ND[:0], tokens_N[:0])) == 0
     with pytest.raises(ValueError, match="width 16"):
-        dictionary.encode(x_ND[:, :5])
+        dictionary.encode(x_ND[:, :5], tokens_N)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_reads_no_token_needs_none_and_what_reads_it_says_so(kind):
+    x_ND = sample(seed=99)
+    dictionary, tokens_N = KINDS[kind](), tokens_of(x_ND)
+    z_NL = dictionary.encode(x_ND, tokens_N)
+    assert dictionary.side or dictionary.encode(x_ND).equal(z_NL)
+    calls = {"encode": x_ND, "forward": x_ND, "decode": z_NL, "decode_sparse": dictionary.encode_sparse(x_ND, tokens_N)}
+    calls |= {"losses": x_ND, "reconstruct": x_ND} if hasattr(dictionary, "losses") else {}
+    for name, argument in calls.items():
+        if dictionary.side:
+            with pytest.raises(ValueError, match="reads the current token: give tokens_N, one id per vector"):
+                getattr(dictionary, name)(argument)
+        else:
+            getattr(dictionary, name)(argument)
 
 
 def test_a_changed_weights_file_is_refused(tmp_path):
@@ -149,9 +161,10 @@ def test_saving_folds_the_scale_and_leaves_training_state_out(cls, tmp_path):
     assert loaded.provenance["input_scale"] == pytest.approx(dictionary.scale.item())
     assert loaded.directions.equal(dictionary.directions)
     torch.testing.assert_close(loaded.bias, dictionary.bias)
-    z_NL = on(dictionary, x_ND).encode(x_ND)
-    torch.testing.assert_close(on(loaded, x_ND).encode(x_ND), z_NL, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(on(loaded, x_ND)(x_ND), on(dictionary, x_ND)(x_ND), rtol=1e-4, atol=1e-3)
+    tokens_N = tokens_of(x_ND)
+    z_NL = dictionary.encode(x_ND, tokens_N)
+    torch.testing.assert_close(loaded.encode(x_ND, tokens_N), z_NL, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(loaded(x_ND, tokens_N), dictionary(x_ND, tokens_N), rtol=1e-4, atol=1e-3)
     assert all(value.equal(before[name]) for name, value in dictionary.state_dict().items())  # saving changed nothing
     left_out = {"silent_L", "dead_window", "threshold_mean", "threshold_steps", "initial_LD", "seen_V"}
     assert set(dictionary.weights()) & left_out == set()
@@ -176,10 +189,10 @@ def test_training_resumes_bitwise_from_the_state_dict(cls):
 def dense_losses(dictionary, x_ND, parameters):
     """The same losses by dense autograd."""
     W_enc, b_enc, W_dec, b_dec = parameters
-    x_ND = x_ND * dictionary.scale
+    tokens_N, x_ND = tokens_of(x_ND), x_ND * dictionary.scale
     spread = (x_ND - x_ND.mean(0)).square().sum()
     if dictionary.side:
-        x_ND = x_ND - dictionary.B_VD[dictionary.tokens_N].clone()
+        x_ND = x_ND - dictionary.B_VD[tokens_N].clone()
     pre_NL = (x_ND - b_dec) @ W_enc.T + b_enc
     size_NL = pre_NL.abs() if dictionary.signed else pre_NL
     act_NL = pre_NL if dictionary.signed else pre_NL.relu()
@@ -209,14 +222,14 @@ def dense_losses(dictionary, x_ND, parameters):
 @pytest.mark.parametrize("dead", [5, 20, 36])  # fewer than auxk = 8, more, and more than 4 auxk
 def test_gradients_equal_dense_autograd(cls, dead):
     x_ND = sample(seed=99).double()
-    dictionary = on(trained(cls, steps=2).double(), x_ND)
+    dictionary = trained(cls, steps=2).double()
     dictionary.silent_L.zero_()[torch.arange(dead)] = 10**9
     with torch.no_grad():
         dictionary.b_enc_L += 0.3 * randn(40).double()
     parameters = [dictionary.W_enc_LD, dictionary.b_enc_L, dictionary.W_dec_LD, dictionary.b_dec_D]
     expected, dead_NL = dense_losses(dictionary, x_ND, parameters)
     expected_grads = torch.autograd.grad(expected, parameters, retain_graph=True)
-    found = dictionary.losses(x_ND)
+    found = dictionary.losses(x_ND, tokens_of(x_ND))
     assert found["auxk"] > 0
     torch.testing.assert_close(sum(found.values()), expected)
     for grad, right in zip(
@@ -232,8 +245,8 @@ def test_gradients_equal_dense_autograd(cls, dead):
 @pytest.mark.parametrize("cls", BY_K)
 def test_losses_pass_gradcheck(cls):
     x_ND = sample(6, 4).double()
-    dictionary = on(cls(4, 10, 2, seed=1, auxk=2, **OWN.get(cls, {})).double(), x_ND)
-    dictionary.prepare(x_ND, dead_window=100)
+    dictionary, tokens_N = cls(4, 10, 2, seed=1, auxk=2, **OWN.get(cls, {})).double(), tokens_of(x_ND)
+    dictionary.prepare(x_ND, dead_window=100, tokens_N=tokens_N)
     with torch.no_grad():
         dictionary.b_enc_L += 0.1 * randn(10).double()
     parameters = dict(dictionary.named_parameters())
@@ -242,7 +255,7 @@ def test_losses_pass_gradcheck(cls):
     def losses(*values):
         dictionary.load_state_dict(state)
         dictionary.silent_L[[0, 4, 7]] = 200
-        both = torch.func.functional_call(dictionary, dict(zip(parameters, values, strict=True)), (x_ND,))
+        both = torch.func.functional_call(dictionary, dict(zip(parameters, values, strict=True)), (x_ND, tokens_N))
         return both["reconstruction"]
 
     dictionary.forward = dictionary.losses  # functional_call calls forward; auxk's residual is a constant by design

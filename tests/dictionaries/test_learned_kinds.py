@@ -39,19 +39,15 @@ def fires(N, firing_F, seed):
 def learn(dictionary, x_ND, tokens_N):
     """STEPS batches of the world, by turns."""
     parts = len(x_ND) // BATCH
-    dictionary.for_tokens(tokens_N[:4096]).prepare(x_ND[:4096], dead_window=20_000)
-    numbers = iter([step % parts for step in range(STEPS)])
-
-    def on(dictionary, _):
-        number = next(numbers)
-        return dictionary.for_tokens(tokens_N[number * BATCH : (number + 1) * BATCH])
-
-    fit(dictionary, (x_ND[s % parts * BATCH : (s % parts + 1) * BATCH] for s in range(STEPS)), rate, on)
+    dictionary.prepare(x_ND[:4096], dead_window=20_000, tokens_N=tokens_N[:4096])
+    places = [slice(step % parts * BATCH, (step % parts + 1) * BATCH) for step in range(STEPS)]
+    tokens = (tokens_N[place] for place in places)
+    fit(dictionary, (x_ND[place] for place in places), rate, lambda _: next(tokens))
     return dictionary.eval()
 
 
 def fvu(dictionary, x_ND, tokens_N):
-    missed_ND = x_ND - dictionary.for_tokens(tokens_N)(x_ND)
+    missed_ND = x_ND - dictionary(x_ND, tokens_N)
     return (missed_ND.square().sum() / (x_ND - x_ND.mean(0)).square().sum()).item()
 
 
@@ -202,7 +198,7 @@ def test_a_token_bias_is_the_tokens_means_and_leaves_the_rays_the_rest():
     assert recovered(planted_FD, beside.directions) > 0.9
     assert recovered(planted_FD, plain.directions) < 0.9
     assert fvu(beside, x_ND, tokens_N) < 0.5 * fvu(plain, x_ND, tokens_N)
-    found_VD = beside.for_tokens(torch.arange(V)).bias.detach()
+    found_VD = beside.bias_at(torch.arange(V)).detach()
     found_VD, right_VD = (t - t.mean(0) for t in (found_VD, means_VD))
     assert (found_VD - right_VD).square().sum() < 0.02 * right_VD.square().sum()
 
@@ -213,13 +209,11 @@ def test_the_running_token_mean_is_exact_and_shrunk():
     with torch.no_grad():
         dictionary.b_enc_L.fill_(-100)
     for x_ND, tokens in (([[1.0, 2.0], [3.0, 0.0]], [2, 0]), ([[5.0, 4.0], [0.0, 3.0]], [2, 2])):
-        dictionary.for_tokens(torch.tensor(tokens)).losses(torch.tensor(x_ND))
+        dictionary.losses(torch.tensor(x_ND), torch.tensor(tokens))
     torch.testing.assert_close(dictionary.B_VD, torch.tensor([[1.5, 0], [0, 0], [6 / 4, 9 / 4], [0, 0]]))
-    assert dictionary.last["l0"] == 0  # what the view counted is the dictionary's
+    assert dictionary.last["l0"] == 0
     x_ND = torch.tensor([[1.0, 1.0], [1.0, 1.0]])
-    assert dictionary.for_tokens(torch.tensor([2, 3]))(x_ND).tolist() == [[1.5, 2.25], [0.0, 0.0]]
-    assert dictionary(x_ND).tolist() == [[0.0, 0.0], [0.0, 0.0]]  # no token said: as one never seen
-    assert dictionary.tokens_N is None
+    assert dictionary(x_ND, torch.tensor([2, 3])).tolist() == [[1.5, 2.25], [0.0, 0.0]]
 
 
 def test_a_token_seen_more_than_memory_forgets():
@@ -227,22 +221,22 @@ def test_a_token_seen_more_than_memory_forgets():
     dictionary.memory = 10
     with torch.no_grad():
         dictionary.b_enc_L.fill_(-100)
-    view = dictionary.for_tokens(torch.zeros(5, dtype=torch.int64))
+    none_N = torch.zeros(100, dtype=torch.int64)
     for _ in range(4):
-        view.losses(torch.ones(5, 1))
+        dictionary.losses(torch.ones(5, 1), none_N[:5])
     for done in range(1, 4):  # each batch of 5 is worth half of the memory of 10
-        dictionary.for_tokens(torch.zeros(5, dtype=torch.int64)).losses(torch.zeros(5, 1))
+        dictionary.losses(torch.zeros(5, 1), none_N[:5])
         assert dictionary.B_VD.item() == pytest.approx(0.5**done)
-    dictionary.for_tokens(torch.zeros(100, dtype=torch.int64)).losses(torch.full((100, 1), 7.0))
+    dictionary.losses(torch.full((100, 1), 7.0), none_N)
     assert dictionary.B_VD.item() == pytest.approx(7)  # never past the batch's own mean
 
 
 def test_bad_tokens():
     dictionary, x_ND = TokenBiasTopK(16, 40, 4, vocabulary=5), sample()
     with pytest.raises(ValueError, match="tokens 0 to 5 are not all below vocabulary=5"):
-        dictionary.for_tokens(torch.arange(6))
+        dictionary.encode(x_ND[:6], torch.arange(6))
     with pytest.raises(ValueError, match="200 vectors for 3 tokens"):
-        dictionary.for_tokens(torch.arange(3)).encode(x_ND)
+        dictionary.encode(x_ND, torch.arange(3))
     with pytest.raises(ValueError, match="vocabulary=0"):
         TokenBiasTopK(16, 40, 4, vocabulary=0)
     with pytest.raises(ValueError, match="prior=-1"):

@@ -184,7 +184,7 @@ def test_tensors_that_do_not_belong(saved, tmp_path):
 )
 def test_kinds_whose_tensors_are_not_all_of_latents_and_width(dictionary: Dictionary, tmp_path):
     x_ND = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
-    dictionary.for_tokens(torch.arange(64) % 11).prepare(x_ND, dead_window=10)
+    dictionary.prepare(x_ND, dead_window=10, tokens_N=torch.arange(64) % 11)
     again = load(dictionary.save(tmp_path / "saved"))
     assert torch.allclose(again.directions, dictionary.directions, atol=1e-5)
 

@@ -91,7 +91,7 @@ def dense_losses(d, x_ND):
 def test_losses_and_gradients_equal_dense_autograd(case):
     cls, arguments = CASES[case]
     dictionary, x_ND = cls(16, 40, 4, seed=3, **arguments).double(), sample(seed=99).double()
-    dictionary.prepare(sample().double(), dead_window=600, tokens=4000)
+    dictionary.prepare(sample().double(), dead_window=600, run_tokens=4000)
     dictionary.seen.fill_(1000)  # a quarter of the run
     dictionary.silent_L[[0, 5, 7, 11, 30]] = 10**9
     with torch.no_grad():
@@ -119,7 +119,7 @@ def test_the_quadratic_penalty_moves_thresholds_towards_k():
     """Above k each threshold with a pre near it is raised, below k lowered; nothing else is moved."""
     for k, sign in ((1, -1), (20, 1)):
         dictionary = JumpReLU(16, 40, 4, seed=3)
-        dictionary.prepare(sample(), dead_window=600, tokens=4000)
+        dictionary.prepare(sample(), dead_window=600, run_tokens=4000)
         dictionary.seen.fill_(4000)
         dictionary.k = k
         loss = dictionary.losses(sample(seed=99))["sparsity"]
@@ -152,7 +152,7 @@ def test_the_controller_by_hand():
 
 def test_a_given_coefficient_is_risen_to_and_then_stays():
     dictionary = L1(16, 40, 4, coefficient=0.5)
-    dictionary.prepare(sample(), dead_window=600, tokens=20_000)
+    dictionary.prepare(sample(), dead_window=600, run_tokens=20_000)
     found = []
     for step in range(7):
         found.append(dictionary.pressure.item())
@@ -166,7 +166,7 @@ def test_lands_on_k_and_recovers_a_planted_world(case):
     D, steps, k = 32, 600, 3
     directions_FD, x_ND = planted_world(D, 64, active=2, N=100_000, seed=0)
     dictionary = cls(D, 128, k, seed=0, lr=3e-3, **arguments)
-    dictionary.prepare(x_ND[:4096], dead_window=steps * 51, tokens=steps * 512)
+    dictionary.prepare(x_ND[:4096], dead_window=steps * 51, run_tokens=steps * 512)
     start = (directions_FD @ dictionary.directions.detach().T).max(1).values.mean()
     batches = (x_ND[torch.arange(512) + 512 * (step % 195)] for step in range(steps))
     fit(dictionary, batches, lambda step: min(1, (step + 1) / 30, (steps - step) / (0.2 * steps)))
@@ -183,7 +183,7 @@ def test_lands_on_k_and_recovers_a_planted_world(case):
 def test_resumes_bitwise(case):
     cls, arguments = CASES[case]
     whole = cls(16, 40, 4, seed=3, lr=1e-2, **arguments)
-    whole.prepare(sample(), dead_window=600, tokens=4000)
+    whole.prepare(sample(), dead_window=600, run_tokens=4000)
     fit(whole, (sample(seed=step) for step in range(6)))
     resumed = cls(16, 40, 4, seed=3, lr=1e-2, **arguments)
     resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
@@ -234,7 +234,7 @@ def test_a_later_stage_steers_from_where_the_last_one_stood(tmp_path):
     """Ten steps push the coefficient; saved, loaded and unfolded, the next losses are those of going on."""
     x_ND = torch.randn(512, 8, generator=torch.Generator().manual_seed(3))
     before = L1(8, 32, 1)
-    before.prepare(x_ND, 10**6, tokens=5120)
+    before.prepare(x_ND, 10**6, run_tokens=5120)
     with torch.no_grad():
         before.b_enc_L += 1  # far too many codes
     for _ in range(10):

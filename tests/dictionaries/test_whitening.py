@@ -29,8 +29,8 @@ def uneven(N: int = 400, D: int = 12, seed: int = 0):
 
 def trained(kind: str, steps: int = 12) -> Learned:
     dictionary: Any = KINDS[kind](12, 40, 4, seed=3, lr=1e-2, whiten=True, **OWN.get(kind, {}))  # type: ignore[call-arg]
-    dictionary.for_tokens(TOKENS_N).prepare(uneven(), dead_window=1000)
-    fit(dictionary.for_tokens(TOKENS_N), (uneven(seed=step + 1) for step in range(steps)))
+    dictionary.prepare(uneven(), dead_window=1000, tokens_N=TOKENS_N)
+    fit(dictionary, (uneven(seed=step + 1) for step in range(steps)), tokens=lambda _: TOKENS_N)
     return dictionary
 
 
@@ -57,26 +57,26 @@ def test_whitened_vectors_have_unit_covariance_and_come_back():
 @pytest.mark.parametrize("kind", LEARNED)
 def test_what_is_saved_is_what_was_learned(kind, tmp_path):
     dictionary, x_ND = trained(kind), uneven(seed=99)
-    dictionary.for_tokens(TOKENS_N).calibrate(x_ND)
+    dictionary.calibrate(x_ND, TOKENS_N)
     loaded = load(dictionary.save(tmp_path / "d"))
     assert loaded.whitening is None
     assert not any("whitening" in name for name in loaded.weights())
-    before, after = dictionary.for_tokens(TOKENS_N), loaded.for_tokens(TOKENS_N)
+    bias_ND = loaded.bias_at(TOKENS_N)
     torch.testing.assert_close(loaded.directions, dictionary.directions)
     torch.testing.assert_close(loaded.directions.norm(dim=1), torch.ones(40))
-    torch.testing.assert_close(after.bias, before.bias, rtol=1e-4, atol=1e-4)
-    codes = after.encode_sparse(x_ND)
-    assert codes.indices_M.equal(before.encode_sparse(x_ND).indices_M)
+    torch.testing.assert_close(bias_ND, dictionary.bias_at(TOKENS_N), rtol=1e-4, atol=1e-4)
+    codes = loaded.encode_sparse(x_ND, TOKENS_N)
+    assert codes.indices_M.equal(dictionary.encode_sparse(x_ND, TOKENS_N).indices_M)
     z_NL = codes.dense()
-    torch.testing.assert_close(after.decode(z_NL), z_NL @ loaded.directions + after.bias)
+    torch.testing.assert_close(loaded.decode(z_NL, TOKENS_N), z_NL @ loaded.directions + bias_ND)
     if kind in ("batchtopk", "matryoshka_batchtopk"):  # training shares a batch's codes out, use goes by a threshold
         assert len(codes.values_M) == pytest.approx(4 * 400, abs=4)
     else:  # the pass that learns, in whitened space, against the file, in that of x
         with torch.no_grad():
-            x_hat_ND, _ = copy.deepcopy(before).reconstruct(x_ND)
-        torch.testing.assert_close(after(x_ND), x_hat_ND, rtol=1e-3, atol=1e-2)
+            x_hat_ND, _ = copy.deepcopy(dictionary).reconstruct(x_ND, TOKENS_N)
+        torch.testing.assert_close(loaded(x_ND, TOKENS_N), x_hat_ND, rtol=1e-3, atol=1e-2)
     again = load(loaded.with_k(2).save(tmp_path / "two")) if kind.endswith("topk") else loaded
-    assert again.for_tokens(TOKENS_N).encode_sparse(x_ND).latents == 40
+    assert again.encode_sparse(x_ND, TOKENS_N).latents == 40
 
 
 def test_topk_chooses_by_what_is_large_in_whitened_space(tmp_path):
@@ -112,7 +112,7 @@ def test_training_resumes_bitwise(kind):
     resumed: Any = KINDS[kind](12, 40, 4, seed=3, lr=1e-2, whiten=True, **OWN.get(kind, {}))  # type: ignore[call-arg]
     resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
     for dictionary in (whole, resumed):
-        fit(dictionary.for_tokens(TOKENS_N), (uneven(seed=50 + step) for step in range(3)))
+        fit(dictionary, (uneven(seed=50 + step) for step in range(3)), tokens=lambda _: TOKENS_N)
     assert all(value.equal(resumed.state_dict()[name]) for name, value in whole.state_dict().items())
 
 

@@ -151,13 +151,13 @@ def test_a_dictionary_that_knows_the_token_is_told_each_position_s(world, model:
     (site, _), _, means, tokens_RC, activations = world
     x_ND, tokens_N = (read(x, tokens_RC, "included") for x in (activations[site.key], tokens_RC))
     dictionary = TokenBiasTopK(site.width, 48, 2, vocabulary=model.vocabulary)
-    dictionary.for_tokens(tokens_N).prepare(x_ND, dead_window=100)
+    dictionary.prepare(x_ND, dead_window=100, tokens_N=tokens_N)
     sizes = {"tokens": ROWS * 32, "splice_tokens": SPLICED * 32, "quantise": False}
     table = measure(model, packed.test, {site: {"d": dictionary}}, means, [], **sizes).table(draws=20)
     found = table.set_index(["dictionary", "metric", "position0"]).sort_index()["value"]
-    x_hat_ND = dictionary.for_tokens(tokens_N)(x_ND).detach()
+    x_hat_ND = dictionary(x_ND, tokens_N).detach()
     assert found["d", "fvu", "included"] == pytest.approx(metrics.fvu(x_ND, x_hat_ND), rel=1e-4)
-    assert metrics.fvu(x_ND, x_hat_ND) < 0.9 * metrics.fvu(x_ND, dictionary(x_ND).detach())
+    assert metrics.fvu(x_ND, x_hat_ND) < 0.9 * metrics.fvu(x_ND, dictionary(x_ND, tokens_N.flip(0)).detach())
 
 
 @pytest.mark.parametrize("position0", ["excluded", "included"])

@@ -7,7 +7,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from safetensors.torch import save as save_tensors
@@ -80,7 +80,7 @@ class Dictionary(nn.Module):
     adaptive: bool = False  # the number of codes varies from vector to vector
     fixed_support: bool = False  # the same k latents are active on every vector
     dense: int = 0  # so many latents, the last, are active on every vector with either sign, and not counted in k
-    side: str | None = None  # what it knows beside x, by `for_tokens`
+    side: str | None = None  # what it reads besides x: the `tokens_N` that every call takes; other kinds ignore them
     provenance: dict[str, Any]
 
     def __init_subclass__(cls, **kwargs):
@@ -114,7 +114,7 @@ class Dictionary(nn.Module):
     def device(self) -> torch.device:
         return next((tensor.device for tensor in self.state_dict().values()), torch.device("cpu"))
 
-    def encode_sparse(self, x_ND: Tensor) -> Codes:
+    def encode_sparse(self, x_ND: Tensor, tokens_N: Tensor | None = None) -> Codes:
         raise AttributeError(f"{type(self).__name__} defines no encode_sparse")
 
     def arguments(self) -> dict[str, Any]:
@@ -157,21 +157,21 @@ class Dictionary(nn.Module):
         other.provenance = dict(self.provenance)
         return other.eval()
 
-    def for_tokens(self, tokens_N: Tensor) -> Self:
-        """This dictionary for N vectors read at these tokens: what encodes, decodes or learns from exactly those."""
-        return self
+    def bias_at(self, tokens_N: Tensor | None = None) -> Tensor:
+        """decode(0) at these tokens: `bias`, or (N, D) for a kind that reads tokens."""
+        return self.bias
 
-    def encode(self, x_ND: Tensor) -> Tensor:
-        return self.encode_sparse(x_ND).dense()
+    def encode(self, x_ND: Tensor, tokens_N: Tensor | None = None) -> Tensor:
+        return self.encode_sparse(x_ND, tokens_N).dense()
 
-    def decode(self, z_NL: Tensor) -> Tensor:
-        return z_NL @ self.directions + self.bias
+    def decode(self, z_NL: Tensor, tokens_N: Tensor | None = None) -> Tensor:
+        return z_NL @ self.directions + self.bias_at(tokens_N)
 
-    def decode_sparse(self, codes: Codes) -> Tensor:
+    def decode_sparse(self, codes: Codes, tokens_N: Tensor | None = None) -> Tensor:
         if len(codes.values_M) == 0:
-            return self.bias.expand(len(codes), -1).clone()
+            return self.bias_at(tokens_N).expand(len(codes), -1).clone()
         directions = self.directions
-        return self.bias + F.embedding_bag(
+        return self.bias_at(tokens_N) + F.embedding_bag(
             codes.indices_M,
             directions,
             codes.offsets,
@@ -180,9 +180,9 @@ class Dictionary(nn.Module):
             include_last_offset=True,
         )
 
-    def forward(self, x_ND: Tensor) -> Tensor:
+    def forward(self, x_ND: Tensor, tokens_N: Tensor | None = None) -> Tensor:
         self.check(x_ND)
-        return self.decode_sparse(self.encode_sparse(x_ND))
+        return self.decode_sparse(self.encode_sparse(x_ND, tokens_N), tokens_N)
 
     def check(self, x_ND: Tensor) -> None:
         if x_ND.ndim != 2 or x_ND.shape[1] != self.width:

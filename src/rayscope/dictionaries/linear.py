@@ -71,7 +71,7 @@ class Linear(Dictionary):
         return self.bias_D
 
     @torch.no_grad()
-    def encode_sparse(self, x_ND: Tensor) -> Codes:
+    def encode_sparse(self, x_ND: Tensor, tokens_N: Tensor | None = None) -> Codes:
         self.check(x_ND)
         with torch.autocast(x_ND.device.type, enabled=False):
             centred_ND = x_ND.to(self.bias_D.dtype) - self.bias_D

@@ -244,8 +244,7 @@ def calibrate(
             x_ND = activations[site.key].flatten(0, 1)
             x_ND = x_ND[coded_N.to(x_ND.device)]
             for name, dictionary in named.items():
-                told = dictionary.for_tokens(tokens_N.to(x_ND.device))
-                seen[site][name].update(told.encode_sparse(x_ND), first_N)
+                seen[site][name].update(dictionary.encode_sparse(x_ND, tokens_N), first_N)
     return seen
 
 

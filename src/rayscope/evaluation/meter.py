@@ -50,9 +50,9 @@ class Meter:
         """x_hat_ND; its errors and codes are added to the sums. documents_N: 0 .. G - 1; first_N: which are at position 0."""
         later_N = ~first_N
         if isinstance(self.codec, Dictionary):
-            dictionary = self.codec.for_tokens(tokens_N.to(x_ND.device))
-            codes = dictionary.encode_sparse(x_ND)
-            x_hat_ND = dictionary.decode_sparse(self.grid.quantise(codes, first_N) if self.grid else codes)
+            codes = self.codec.encode_sparse(x_ND, tokens_N)
+            quantised = self.grid.quantise(codes, first_N) if self.grid else codes
+            x_hat_ND = self.codec.decode_sparse(quantised, tokens_N)
             self.codes["included"].update(codes, documents_N, torch.ones_like(later_N))
             self.codes["excluded"].update(codes, documents_N, later_N)
         else:

@@ -37,8 +37,8 @@ def reconstruct(
             if validation is not None:
                 seen = Calibration(dictionary.latents, dictionary.device)
                 for part in pieces(validation):
-                    told = dictionary.for_tokens(part.tokens_N.to(dictionary.device))
-                    seen.update(told.encode_sparse(part.activations[site.key].to(dictionary.device)), nowhere(part))
+                    x_ND = part.activations[site.key].to(dictionary.device)
+                    seen.update(dictionary.encode_sparse(x_ND, part.tokens_N), nowhere(part))
             meter = Meter(dictionary, spreads, seen, quantise)
             for part, ids_N in zip(pieces(held_out), documents_N.split(CHUNK), strict=True):
                 x_ND = part.activations[site.key].to(dictionary.device)

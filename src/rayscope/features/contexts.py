@@ -54,8 +54,8 @@ def top_contexts(
             latents_U, signs_U = (
                 torch.tensor([int(row[column]) for row in groups[site.hook, name]]) for column in ("latent", "sign")
             )
-            bound = dictionary.for_tokens(tokens_RC[:, 1:].flatten().to(dictionary.device))
-            codes = bound.encode_sparse(activations[site.key][:, 1:].flatten(0, 1).float())
+            x_ND = activations[site.key][:, 1:].flatten(0, 1).float()
+            codes = dictionary.encode_sparse(x_ND, tokens_RC[:, 1:].flatten())
             codes = Codes(codes.indices_M.cpu(), codes.values_M.cpu(), codes.offsets.cpu(), codes.latents)
             z_RCU = (columns(codes, latents_U) * signs_U).unflatten(0, (len(tokens_RC), -1))
             z_RCU[special_RC] = 0

@@ -120,8 +120,8 @@ def collect(
         labels.append((batch.tokens_N.cpu(), batch.previous_N.cpu(), batch.positions_N.cpu()))
         for key, named in dictionaries.items():
             for name, dictionary in named.items():
-                bound = dictionary.for_tokens(batch.tokens_N.to(dictionary.device))
-                codes = bound.encode_sparse(batch.activations[key].to(dictionary.device))
+                x_ND = batch.activations[key].to(dictionary.device)
+                codes = dictionary.encode_sparse(x_ND, batch.tokens_N)
                 small = (codes.indices_M.int().cpu(), codes.values_M.float().cpu(), codes.offsets.cpu())
                 parts[key][name].append(Codes(*small, codes.latents))
     if not labels:

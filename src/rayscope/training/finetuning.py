@@ -67,8 +67,7 @@ def kl_losses(clean: Clean, site: Site, dictionary: Learned, weight: float) -> d
     """
     x_RCD, coded_RC = clean.activations[site.key], coded_positions(clean.tokens_RC, clean.model.special_ids)
     coded_RC[:, 0] = False
-    told = dictionary.for_tokens(clean.tokens_RC[coded_RC])
-    x_hat_ND, losses = told.reconstruct(x_RCD[coded_RC])
+    x_hat_ND, losses = dictionary.reconstruct(x_RCD[coded_RC], clean.tokens_RC[coded_RC])
     x_hat_RCD = x_RCD.index_put((coded_RC,), x_hat_ND.to(x_RCD.dtype))
     kl = clean.splice(site, x_hat_RCD)[1].mean()
     ratio = losses["reconstruction"].detach() / kl.detach().clamp(min=torch.finfo(kl.dtype).tiny)

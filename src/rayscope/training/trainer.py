@@ -93,7 +93,7 @@ class DictionaryTrainer(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         losses = {}
         for key, name, dictionary in self.learning():
-            named = dictionary.for_tokens(batch.tokens_N).losses(batch.activations[key])
+            named = dictionary.losses(batch.activations[key], batch.tokens_N)
             losses[key, name] = torch.stack(list(named.values())).sum()
         sound = torch.stack(list(losses.values())).isfinite().tolist()
         self.leave_out(
@@ -392,7 +392,7 @@ def prepare(stream: Stream, dictionaries: dict[Site, dict[str, Learned]], tokens
     for site, named in dictionaries.items():
         x_ND = torch.cat([batch.activations[site.key] for batch in batches])
         for dictionary in named.values():
-            dictionary.for_tokens(tokens_N).prepare(x_ND, window, tokens)
+            dictionary.prepare(x_ND, window, tokens, tokens_N)
 
 
 @torch.no_grad()
@@ -404,7 +404,7 @@ def calibrate(batches: Iterable[Batch], dictionaries: dict[Site, dict[str, Learn
     for site, named in dictionaries.items():
         x_ND = torch.cat([batch.activations[site.key] for batch in batches]).to(device)
         for dictionary in named.values():
-            dictionary.for_tokens(tokens_N).calibrate(x_ND)
+            dictionary.calibrate(x_ND, tokens_N)
 
 
 def log_spaced(steps: int, count: int) -> list[int]:

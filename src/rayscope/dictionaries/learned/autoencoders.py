@@ -88,12 +88,12 @@ class BatchTopK(Learned):
             self.threshold.copy_(self.threshold_mean / (1 - self.decay**self.threshold_steps))
 
     @torch.no_grad()
-    def calibrate(self, x_ND: Tensor) -> None:
+    def calibrate(self, x_ND: Tensor, tokens_N: Tensor | None = None) -> None:
         """threshold half-way between the N * k-th largest pre of x and the next, so that the mean L0 on x is k."""
         self.check(x_ND)
         count = len(x_ND) * self.k
         with full_precision(x_ND):
-            found = threshold_for(self._centred(x_ND), self.W_enc_LD, self.b_enc_L, count, self._hint())
+            found = threshold_for(self._centred(x_ND, tokens_N), self.W_enc_LD, self.b_enc_L, count, self._hint())
         self.threshold.copy_(found)
 
     @torch.no_grad()

@@ -33,6 +33,7 @@ class Learned(Folding):
     exact_choice: bool = False  # to measure what choosing in bfloat16, where that pays, costs: see the benchmark
     min_cosine = 0.8
     last: dict[str, Tensor]
+    from_model: tuple[str, ...] = ("width",)  # the arguments that the model sets, not its user
     initial_LD: Tensor | None  # the rows drawn, of a soft-frozen decoder
 
     def __init__(
@@ -91,12 +92,7 @@ class Learned(Folding):
 
     @property
     def bias(self) -> Tensor:
-        return self._outside(self._idle)
-
-    @property
-    def _idle(self) -> Tensor:
-        """s x_hat (y_hat, where it is whitened) where no latent is active."""
-        return self.b_dec_D
+        return self._outside(self.b_dec_D)
 
     def choose(self, centred_ND: Tensor) -> Plan:
         """Which latents each vector uses in training."""
@@ -107,14 +103,14 @@ class Learned(Folding):
         raise AttributeError(f"{type(self).__name__} defines no entries")
 
     @torch.no_grad()
-    def encode_sparse(self, x_ND: Tensor) -> Codes:
+    def encode_sparse(self, x_ND: Tensor, tokens_N: Tensor | None = None) -> Codes:
         """Chunk by chunk, always in full precision; BatchTopK by its threshold, so vectors do not affect each other."""
         self.check(x_ND)
         if self.whitening is not None:
-            return self.to_save().encode_sparse(x_ND)
+            return self.to_save().encode_sparse(x_ND, tokens_N)
         counts, indices, values = [], [], []
         with full_precision(x_ND):
-            for _, products_CL in products(self._centred(x_ND), self.W_enc_LD, exact=True):
+            for _, products_CL in products(self._centred(x_ND, tokens_N), self.W_enc_LD, exact=True):
                 for part, found in zip((counts, indices, values), self.entries(products_CL), strict=True):
                     part.append(found)
         if not counts:
@@ -125,17 +121,19 @@ class Learned(Folding):
         return Codes(indices_M, self._gained(values_M, indices_M), offsets, self.latents)
 
     @torch.no_grad()
-    def prepare(self, x_ND: Tensor, dead_window: int, tokens: int | None = None) -> None:
+    def prepare(
+        self, x_ND: Tensor, dead_window: int, run_tokens: int | None = None, tokens_N: Tensor | None = None
+    ) -> None:
         """From a sample: s = sqrt(D / E|x|^2), b_dec = s E[x]. A latent is dead after dead_window silent tokens.
 
-        tokens: the length of the run, for what changes on the way; None: ten dead windows.
+        run_tokens: the length of the run, for what changes during it; None: ten dead windows.
         """
         self.check(x_ND)
         check_finite(x_ND)
         if dead_window < 1:
             raise ValueError(f"dead_window={dead_window} tokens must be at least 1")
-        if tokens is not None and tokens < 1:
-            raise ValueError(f"tokens={tokens} must be at least 1")
+        if run_tokens is not None and run_tokens < 1:
+            raise ValueError(f"run_tokens={run_tokens} must be at least 1")
         inner_ND = x_ND
         if self.whitening is not None:
             self.whitening.fit(x_ND)
@@ -146,9 +144,9 @@ class Learned(Folding):
         self.scale.copy_((self.width / power).sqrt())
         self.b_dec_D.copy_(inner_ND.double().mean(0) * self.scale.double())
         self.dead_window.fill_(dead_window)
-        self.calibrate(x_ND)
+        self.calibrate(x_ND, tokens_N)
 
-    def losses(self, x_ND: Tensor) -> dict[str, Tensor]:
+    def losses(self, x_ND: Tensor, tokens_N: Tensor | None = None) -> dict[str, Tensor]:
         """reconstruction = sum|x - x_hat|^2 / sum|x - batch mean|^2, the batch's own FVU;
         auxk = coefficient * sum|e - e_hat|^2 / sum|e - batch mean of e|^2, e the residual (no gradient), e_hat its
         decode from the auxk strongest dead latents, in bfloat16 products where those pay; 0 where none is dead. Both are
@@ -156,24 +154,25 @@ class Learned(Folding):
 
         Counts the silent tokens, and leaves the batch's fvu, l0 and share of dead latents in `last`.
         """
-        return self._training_pass(x_ND)[2]
+        return self._training_pass(x_ND, tokens_N)[2]
 
-    def reconstruct(self, x_ND: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def reconstruct(self, x_ND: Tensor, tokens_N: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """(x_hat as it is while training, with gradients to the parameters; losses)."""
-        scaled_ND, residual_ND, losses = self._training_pass(x_ND)
+        scaled_ND, residual_ND, losses = self._training_pass(x_ND, tokens_N)
         return self._outside(scaled_ND - residual_ND), losses
 
-    def _training_pass(self, x_ND: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def _training_pass(self, x_ND: Tensor, tokens_N: Tensor | None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """(s x, s x - s x_hat, losses)."""
         self.check(x_ND)
         check_finite(x_ND)
         with full_precision(x_ND):
             given_ND, scaled_ND = x_ND, self._inside(x_ND)
             dead_A = self.dead_L.nonzero()[:, 0]
-            total, x_ND = spread(scaled_ND), self._unknown(scaled_ND)
+            total, x_ND = spread(scaled_ND), self._unknown(scaled_ND, tokens_N)
             plan = self.choose(x_ND - self.b_dec_D.detach())
             values_M, pre_M = self._codes(x_ND, plan)
             residuals = self._residuals(x_ND, plan, self._gained(values_M, plan.indices_M))
+            self._learn_from(residuals[-1].detach(), tokens_N)
             errors = [residual_ND.square().sum() / total for residual_ND in residuals]
             losses = {"reconstruction": torch.stack(errors).mean(), "auxk": x_ND.new_zeros(())}
             if len(dead_A) and self.auxk:
@@ -189,16 +188,19 @@ class Learned(Folding):
         self._observe(plan, values_M.detach(), len(x_ND), fvu)
         return scaled_ND, residuals[-1], losses
 
-    def _centred(self, x_ND: Tensor) -> Tensor:
-        return self._unknown(self._inside(x_ND)) - self.b_dec_D.detach()
+    def _centred(self, x_ND: Tensor, tokens_N: Tensor | None) -> Tensor:
+        return self._unknown(self._inside(x_ND), tokens_N) - self.b_dec_D.detach()
 
-    def _unknown(self, x_ND: Tensor) -> Tensor:
-        """What is left to code of s x: all of it, where nothing is known beside x."""
+    def _unknown(self, x_ND: Tensor, tokens_N: Tensor | None) -> Tensor:
+        """What is left to code of s x: all of it, unless the kind reads tokens."""
         return x_ND
 
     def _residuals(self, x_ND: Tensor, plan: Plan, values_M: Tensor) -> list[Tensor]:
         """The (N, D) residuals whose mean FVU is minimised; the last is the whole decode's."""
         return [x_ND - (sparse_decode(values_M, self.W_dec_LD, plan) + self.b_dec_D)]
+
+    def _learn_from(self, residual_ND: Tensor, tokens_N: Tensor | None) -> None:
+        """What is learned without gradients."""
 
     def _codes(self, x_ND: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
         """(values, pre) of the pairs of a plan."""
@@ -235,7 +237,7 @@ class Learned(Folding):
         if self.initial_LD is not None:
             self.W_dec_LD.copy_(_within(self.W_dec_LD, self.initial_LD, self.min_cosine))
 
-    def calibrate(self, x_ND: Tensor) -> None:
+    def calibrate(self, x_ND: Tensor, tokens_N: Tensor | None = None) -> None:
         """Sets what depends on the distribution of x; nothing does, except BatchTopK's threshold."""
 
 

@@ -44,10 +44,12 @@ class BottleneckTopK(TopK):
         return self.latents - self.dense
 
     @torch.no_grad()
-    def prepare(self, x_ND: Tensor, dead_window: int, tokens: int | None = None) -> None:
-        super().prepare(x_ND, dead_window, tokens)
+    def prepare(
+        self, x_ND: Tensor, dead_window: int, run_tokens: int | None = None, tokens_N: Tensor | None = None
+    ) -> None:
+        super().prepare(x_ND, dead_window, run_tokens, tokens_N)
         with full_precision(x_ND):
-            centred_ND = self._centred(x_ND).double()
+            centred_ND = self._centred(x_ND, tokens_N).double()
             leading_rD = torch.linalg.eigh(centred_ND.T @ centred_ND).eigenvectors.T.flip(0)[: self.dense]
         for W_LD in (self.W_enc_LD, self.W_dec_LD, self.initial_LD):
             if W_LD is not None:

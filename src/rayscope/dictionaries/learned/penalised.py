@@ -69,12 +69,16 @@ class Penalised(Learned):
         self.b_enc_L.copy_(-threshold)
 
     @torch.no_grad()
-    def prepare(self, x_ND: Tensor, dead_window: int, tokens: int | None = None) -> None:
-        super().prepare(x_ND, dead_window, tokens)
-        self.run.fill_(10 * dead_window if tokens is None else tokens)
+    def prepare(
+        self, x_ND: Tensor, dead_window: int, run_tokens: int | None = None, tokens_N: Tensor | None = None
+    ) -> None:
+        super().prepare(x_ND, dead_window, run_tokens, tokens_N)
+        self.run.fill_(10 * dead_window if run_tokens is None else run_tokens)
         with full_precision(x_ND):
             count = len(x_ND) * self.k
-            self._start(threshold_for(self._centred(x_ND), self.W_enc_LD, torch.zeros_like(self.b_enc_L), count))
+            self._start(
+                threshold_for(self._centred(x_ND, tokens_N), self.W_enc_LD, torch.zeros_like(self.b_enc_L), count)
+            )
 
     def choose(self, centred_ND: Tensor) -> Plan:
         return choose_above(centred_ND, self.W_enc_LD, self.b_enc_L, self.exact_choice)

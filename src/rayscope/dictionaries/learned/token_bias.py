@@ -3,8 +3,7 @@
 N vectors, D site width, V tokens of the vocabulary, U different tokens of a batch.
 """
 
-import copy
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from rayscope.dictionaries.sparse.kernels import Plan
 class TokenBiasTopK(TopK):
     """s x_hat = z W_dec + b_dec + B[token], z = TopK of pre = W_enc (s x - B[token] - b_dec) + b_enc.
 
-    `for_tokens` gives the dictionary for N vectors; without it every token counts as one never seen, whose B is 0.
+    Every call takes `tokens_N`, and raises ValueError without it. `bias` is decode(0) at a token never seen, whose B is 0.
 
     B is no parameter: it is the mean, over the times that a token was seen in training (and, rays apart, in the sample
     before), of s x - z W_dec - b_dec: what minimises the loss in B, given z. It is kept as it goes: after a batch with m
@@ -27,11 +26,11 @@ class TokenBiasTopK(TopK):
 
     kind = "token_bias_topk"
     side = "current token"
+    from_model = ("width", "vocabulary")
     training_only = (*TopK.training_only, "seen_V")
     memory = 1000
     B_VD: Tensor
     seen_V: Tensor
-    tokens_N: Tensor | None = None
 
     def __init__(self, width: int, latents: int, k: int, vocabulary: int, prior: float = 1.0, **kwargs):
         super().__init__(width, latents, k, **kwargs)
@@ -46,45 +45,36 @@ class TokenBiasTopK(TopK):
     def arguments(self) -> dict[str, Any]:
         return {**super().arguments(), "vocabulary": self.vocabulary, "prior": self.prior}
 
-    def for_tokens(self, tokens_N: Tensor) -> Self:
-        """A view: parameters, buffers and what `losses` counts are this dictionary's own."""
+    def bias_at(self, tokens_N: Tensor | None = None) -> Tensor:
+        return self._outside(self.b_dec_D + self._of_tokens(tokens_N))
+
+    def _of_tokens(self, tokens_N: Tensor | None) -> Tensor:
+        """(N, D): B of each vector's token."""
+        if tokens_N is None:
+            raise ValueError(f"a {self.kind} dictionary reads the current token: give tokens_N, one id per vector")
         if len(tokens_N) and not 0 <= int(tokens_N.min()) <= int(tokens_N.max()) < self.vocabulary:
             span = f"{int(tokens_N.min())} to {int(tokens_N.max())}"
             raise ValueError(
                 f"tokens {span} are not all below vocabulary={self.vocabulary}, the model's number of tokens"
             )
-        view = copy.copy(self)
-        view.tokens_N = tokens_N
-        return view
-
-    @property
-    def _idle(self) -> Tensor:
-        """(D), or in a view (N, D): each vector's own, and so is `bias`."""
-        return self.b_dec_D if self.tokens_N is None else self.b_dec_D + self.B_VD[self.tokens_N]
-
-    def check(self, x_ND: Tensor) -> None:
-        super().check(x_ND)
-        if self.tokens_N is not None and len(self.tokens_N) != len(x_ND):
-            raise ValueError(f"{len(x_ND)} vectors for {len(self.tokens_N)} tokens; there is one token to each vector")
+        return self.B_VD[tokens_N.to(self.B_VD.device)]
 
     @torch.no_grad()
-    def prepare(self, x_ND: Tensor, dead_window: int, tokens: int | None = None) -> None:
-        super().prepare(x_ND, dead_window, tokens)
-        self._look_up_better(self._centred(x_ND))
+    def prepare(
+        self, x_ND: Tensor, dead_window: int, run_tokens: int | None = None, tokens_N: Tensor | None = None
+    ) -> None:
+        super().prepare(x_ND, dead_window, run_tokens, tokens_N)
+        self._learn_from(self._centred(x_ND, tokens_N), tokens_N)
 
-    def _unknown(self, x_ND: Tensor) -> Tensor:
-        return x_ND if self.tokens_N is None else x_ND - self.B_VD[self.tokens_N]
-
-    def _residuals(self, x_ND: Tensor, plan: Plan, values_M: Tensor) -> list[Tensor]:
-        residuals = super()._residuals(x_ND, plan, values_M)
-        self._look_up_better(residuals[-1].detach())
-        return residuals
+    def _unknown(self, x_ND: Tensor, tokens_N: Tensor | None) -> Tensor:
+        B_ND = self._of_tokens(tokens_N)
+        if len(B_ND) != len(x_ND):
+            raise ValueError(f"{len(x_ND)} vectors for {len(B_ND)} tokens; there is one token to each vector")
+        return x_ND - B_ND
 
     @torch.no_grad()
-    def _look_up_better(self, residual_ND: Tensor) -> None:
-        if self.tokens_N is None:
-            return
-        tokens_U, place_N, m_U = self.tokens_N.unique(return_inverse=True, return_counts=True)
+    def _learn_from(self, residual_ND: Tensor, tokens_N: Tensor | None) -> None:
+        tokens_U, place_N, m_U = tokens_N.to(self.B_VD.device).unique(return_inverse=True, return_counts=True)
         every = Plan(place_N, torch.arange(len(place_N) + 1, device=place_N.device), len(tokens_U))
         sums_UD = every.sum_by_latent(torch.ones_like(residual_ND[:, 0]), residual_ND)
         self.seen_V[tokens_U] += m_U
