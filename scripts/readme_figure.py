@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from rayscope.files import write_whole
 from rayscope.report.figures import bits_figure, styles
 from rayscope.report.inputs import read_csv
 from rayscope.report.tables import COLUMNS, rows
@@ -12,4 +13,4 @@ table = rows(read_csv(run / "evaluation.csv", COLUMNS))
 table = table.query("position0 == 'excluded'")
 target = Path(__file__).parents[1] / ".github/fvu_against_bits.svg"
 target.parent.mkdir(exist_ok=True)
-target.write_text(bits_figure(table, "fvu", styles(table)))
+write_whole(target, bits_figure(table, "fvu", styles(table)))

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 
 from rayscope.console import progress, say
+from rayscope.files import whole_file, write_whole
 from rayscope.text import Docs, Files, PackedText, pack, split_of
 from rayscope.text.documents import END_OF_TEXT
 
@@ -188,8 +189,8 @@ def train(config, texts: dict[str, PackedText], out: Path) -> GPT2LMHeadModel | 
         }  # fmt: skip
         if name == "stable.pt":
             del state["decay_from"]
-        torch.save(state, out / f".{name}")
-        (out / f".{name}").rename(out / name)
+        with whole_file(out / name) as file:
+            torch.save(state, file)
 
     compiled = torch.compile(loss_of)
     started, first = time.monotonic(), step
@@ -258,7 +259,7 @@ def export(model, tokenizer, texts: dict[str, PackedText], config, folder: Path,
         command=command, tokens=f"{config.tokens / 1e6:.0f}", sources=sources, proof=proof, samples="\n>\n".join(samples),
         parameters=f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}", seed=config.seed,
     )  # fmt: skip
-    (folder / "README.md").write_text(card)
+    write_whole(folder / "README.md", card)
     say(card)
 
 

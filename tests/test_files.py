@@ -1,13 +1,15 @@
 """Whole or not at all: what is there before a failure or a kill is there after it, and what a killed writer left is swept."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from rayscope.files import PARTIAL, partial, sweep, whole_file, whole_folder, write_whole
+from rayscope.files import PARTIAL, exchange, partial, sweep, whole_file, whole_folder, write_whole
 
 
 def test_a_file_that_fails_half_way_leaves_the_one_before(tmp_path):
@@ -30,6 +32,49 @@ def test_a_folder_that_fails_half_way_leaves_the_one_before(tmp_path):
     with whole_folder(path) as folder:
         (folder / "other").write_text("after")
     assert [file.name for file in path.iterdir()] == ["other"]
+
+
+@pytest.mark.parametrize(
+    ("at_once", "states"), [(True, ["before", "after"]), (False, ["before", "before", "after", "after"])]
+)
+def test_a_folder_that_is_replaced_survives_a_kill_at_any_step(tmp_path, monkeypatch, at_once, states):
+    """A copy of everything is taken before each change of a name, as a kill would leave it, and swept."""
+    copies: list[Path] = []
+
+    def copied(change):
+        def copy_first(*names):
+            copies.append(Path(shutil.copytree(tmp_path / "run", tmp_path / f"copy{len(copies)}")))
+            return change(*names)
+
+        return copy_first
+
+    path = tmp_path / "run" / ("rays" * 12)
+    path.mkdir(parents=True)
+    (path / "weights").write_text("before")
+    if at_once:
+        monkeypatch.setattr("rayscope.files.exchange", copied(exchange))
+    else:
+        monkeypatch.setattr("rayscope.files.exchange", lambda *_: False)
+        monkeypatch.setattr(Path, "rename", copied(Path.rename))
+    with whole_folder(path) as folder:
+        (folder / "weights").write_text("after")
+    monkeypatch.undo()
+    copies.append(tmp_path / "run")
+    for copy in copies:
+        sweep(copy)
+        assert [each.name for each in copy.iterdir()] == [path.name]
+    assert [(copy / path.name / "weights").read_text() for copy in copies] == states
+
+
+def test_a_link_to_a_folder_is_replaced_and_what_it_leads_to_stays(tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "weights").write_text("theirs")
+    (tmp_path / "rays").symlink_to(tmp_path / "theirs")
+    with whole_folder(tmp_path / "rays") as folder:
+        (folder / "weights").write_text("ours")
+    assert {path.name: (path / "weights").read_text() for path in tmp_path.iterdir()} == {
+        "theirs": "theirs", "rays": "ours"
+    }  # fmt: skip
 
 
 def test_a_planted_link_is_not_followed(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rayscope.console import say
 from rayscope.dictionaries.sparse.native import trusted
+from rayscope.files import write_whole
 from rayscope.text.packing import cache_folder
 
 TORCH = "torch==2.13.0"  # before the rest: with it in place pip has no reason to fetch another build
@@ -45,7 +46,7 @@ def python_of(peer: str | None, folder: Path | None = None) -> Path:
         for packages in ([TORCH], ["--no-deps", *bare] if bare else [], whole):
             if packages:
                 call([str(python), "-m", "pip", "install", "--quiet", *packages])
-        stamp.write_text(wanted)
+        write_whole(stamp, wanted)
     return python
 
 

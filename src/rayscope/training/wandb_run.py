@@ -4,7 +4,6 @@ import json
 import logging
 import re
 import shlex
-import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from pydantic import ValidationError
 from wandb.errors import AuthenticationError, UsageError
 
 from rayscope.console import say
-from rayscope.files import real, write_whole
+from rayscope.files import real, remove, write_whole
 from rayscope.training.log import EDGES, TRAINING_LOG, Counts, Log, rows
 from rayscope.training.wandb_file import mend
 
@@ -165,7 +164,7 @@ class WandbRun(Log):
     def withdraw(self) -> None:
         """Takes away what this process has put into the run's folder."""
         for path in entries(self.folder / LOCAL) - self.there:
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            remove(path)
         if self.new:
             (self.folder / RECORD).unlink(missing_ok=True)
         if not self.there and (self.folder / LOCAL).is_dir():

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rayscope.files import PARTIAL, sweep
+from rayscope.files import sweep, whole_file
 
 FLAGS = ("-O3", "-march=native", "-fPIC", "-fno-math-errno")
 POINTER, LONG, INT, FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
@@ -140,15 +140,14 @@ def build(command: list[str], target: Path) -> None:
     Raises OSError or SubprocessError if it cannot be made.
     """
     sweep(target.parent, age=3600)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-", suffix=PARTIAL) as work:
+    with tempfile.TemporaryDirectory(prefix="rayscope-") as work:
         code, compiled, linked = (Path(work) / f"select.{end}" for end in ("c", "o", "so"))
         code.write_bytes(source())
         run([*command, *FLAGS, threading_flag(), "-c", code, "-o", compiled])
         run([*command, "-shared", compiled, "-o", linked])  # without -fopenmp: torch's own OpenMP is the one to use
-        linked.chmod(0o700)  # whatever the umask
-        with linked.open("rb") as file:
-            os.fsync(file.fileno())
-        linked.replace(target)
+        with whole_file(target) as file:
+            os.fchmod(file.fileno(), 0o700)  # whatever the umask
+            file.write(linked.read_bytes())
 
 
 def run(command: Sequence[str | Path]) -> None:
