@@ -24,7 +24,7 @@ faults: $(INSTALLED)
 
 # Every part; the peers' environments are installed where they are not there yet. One part: rayscope benchmark step
 bench: $(INSTALLED)
-	$(BIN)/python scripts/benchmark.py
+	$(BIN)/rayscope benchmark
 
 # A wheel in a clean environment, run outside the repository.
 wheel-check: $(INSTALLED)

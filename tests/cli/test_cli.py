@@ -92,6 +92,7 @@ def wrong(capsys):
         (["train", "text=fils"], "no text=fils; nearest: files"),
         (["train", "dictionaries=[topk,btchtopk]"], "no dictionaries=btchtopk; nearest: batchtopk"),
         (["train", "logger=tensorboard"], "no logger=tensorboard; nearest: csv, wandb"),
+        (["train", "logger=null"], "no logger=null; nearest: csv, wandb"),
         (["train", "-m", "sed=0,1"], "no option 'sed'; nearest: seed"),
         (["train", "seed=0,1"], "seed=0,1: give -m to run several"),
         (["train", "tokens"], "'tokens' is not key=value"),

@@ -9,7 +9,7 @@ import hydra
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from rayscope.cli.command_line import COMMANDS
+from rayscope.cli.command_line import COMMANDS, main
 from rayscope.cli.overrides import groups
 from rayscope.dictionaries import Learned
 from rayscope.evaluation.comparison import Baseline, compare
@@ -19,6 +19,7 @@ from rayscope.streams.source import Source
 from rayscope.text import Files, Hub
 
 ROOT = Path(str(files("rayscope.conf")))
+PAGES = Path(__file__).parents[2]
 CHOICES = [(group, choice) for group, choices in sorted(groups().items()) for choice in choices]
 GIVEN = {"files": ["text.files=[a.txt]"], "hub": ["text.dataset=owner/name"]}  # what is mandatory
 
@@ -39,6 +40,14 @@ def test_every_file_is_known():
     assert found == {f"{group}/{choice}.yaml" for group, choice in CHOICES} | {
         f"{name}.yaml" for name in [*COMMANDS, "base", "quiet"]
     }
+
+
+def test_the_pages_and_the_help_name_every_command(capsys):
+    pages = [PAGES / "README.md", *(PAGES / "docs").rglob("*.md")]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    assert [command for command in COMMANDS if f"rayscope {command}" not in text] == []
+    main(["--help"])
+    assert capsys.readouterr().out.startswith(f"rayscope {'|'.join(COMMANDS)} [key=value ...]\n")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,4 +1,4 @@
-"""rayscope demo|train|evaluate|features|study|sites|report|benchmark [key=value ...]: compose, check, run; what is wrong is one line."""
+"""`rayscope COMMAND [key=value ...]`: composed by Hydra, checked, run; what is wrong is one line."""
 
 import os
 import sys
@@ -117,7 +117,9 @@ def command_line(argv: list[str]) -> None:
 
         return print(f"rayscope {__version__}")
     if not argv or argv[0] in ("-h", "--help", "help"):
-        return print((__doc__ or "") + "\n\n`rayscope COMMAND --help` lists a command's options.")
+        return print(
+            f"rayscope {'|'.join(COMMANDS)} [key=value ...]\n\n`rayscope COMMAND --help` lists a command's options."
+        )
     command, rest = argv[0], argv[1:]
     if command in ("-sc", "--shell-completion"):
         return complete(rest)

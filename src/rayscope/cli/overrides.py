@@ -206,8 +206,7 @@ def check_choice(group: str, choice: str) -> None:
     known = groups()[group]
     for name in names if listed or not inside else []:
         name = name.strip("'\"")
-        none = group == "logger" and name == "null"
-        if not none and "${" not in name and name not in known:
+        if "${" not in name and name not in known:
             near = get_close_matches(name, known, n=3, cutoff=0.5) or known
             raise ValueError(f"no {group}={shown(name)}; nearest: {', '.join(near)}")
 

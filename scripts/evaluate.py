@@ -1,8 +1,0 @@
-"""rayscope evaluate, as a script."""
-
-from rayscope.cli.command_line import main
-
-if __name__ == "__main__":
-    import sys
-
-    main(["evaluate", *sys.argv[1:]])
