@@ -259,7 +259,7 @@ def frequent_tokens(
     Raises ValueError if the text is too small for either.
     """
     splits = {split: source.stream(split, sites, tokens, "fp32", "features.tokens") for split in SPLITS[1:]}
-    seen = [np.bincount(tokens_of(stream), minlength=len(source.text.train.counts)) for stream in splits.values()]
+    seen = [np.bincount(stream.token_ids(), minlength=len(source.text.train.counts)) for stream in splits.values()]
     chosen = choose_tokens(
         source.text.train.counts,
         most_frequent,
@@ -290,13 +290,6 @@ def named_or_headline(
             f"features.names={','.join(map(str, names))}: no {', '.join(map(str, unknown)) or 'name'}; nearest: {', '.join(near)}"
         )
     return {site: {name: d for name, d in named.items() if name in names} for site, named in dictionaries.items()}
-
-
-def tokens_of(stream: ActivationStream) -> np.ndarray:
-    """The tokens at the stream's positions, in its order, without running the model."""
-    plans = map(stream.plan, range(-(-len(stream) // stream.batches_a_round)))
-    found = [stream.rows.tokens[row_numbers][:, 1:].ravel()[order.numpy()] for row_numbers, order in plans]
-    return np.concatenate(found)[: len(stream) * stream.batch_size]
 
 
 def snapshots(folder: Path, sites: Sequence[Site]) -> Iterator[tuple[int, dict[str, dict[str, Dictionary]]]]:

@@ -17,7 +17,7 @@ from rayscope.evaluation.measurement import Means, check_options, measure
 from rayscope.evaluation.quantisation import Calibration
 from rayscope.model import LanguageModel
 from rayscope.model.sites import Site, resolve
-from rayscope.model.splicing import Clean
+from rayscope.model.splicing import CleanPass
 from rayscope.pipeline import write_table
 from rayscope.streams.seeding import permutation
 from rayscope.streams.source import Source
@@ -163,7 +163,7 @@ def test_a_dictionary_that_knows_the_token_is_told_each_position_s(world, model:
 @pytest.mark.parametrize("position0", ["excluded", "included"])
 def test_losses_are_those_of_the_first_spliced_rows(world, value, model: LanguageModel, position0: str):
     sites, dictionaries, means, tokens_RC, activations = world
-    clean = Clean.run(model, tokens_RC[:SPLICED], sites)
+    clean = CleanPass.run(model, tokens_RC[:SPLICED], sites)
     for site in sites:
         x_RCD = activations[site.key][:SPLICED]
 
@@ -238,7 +238,7 @@ def test_quantised_rows_decode_values_on_the_levels_of_validation(world, coded, 
             x_RCD = activations[site.key]
             codes = seen.grid().quantise(dictionary.encode_sparse(x_RCD.flatten(0, 1)), first_N)
             x_hat_RCD = dictionary.decode_sparse(codes).view_as(x_RCD)
-            clean = Clean.run(model, tokens_RC[:SPLICED], sites)
+            clean = CleanPass.run(model, tokens_RC[:SPLICED], sites)
             spliced = splice(x_RCD, x_hat_RCD, tokens_RC, "excluded")[:SPLICED]
             for position0 in ("excluded", "included"):
                 expected = metrics.fvu(*(read(x, tokens_RC, position0) for x in (x_RCD, x_hat_RCD)))

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from rayscope.model import LanguageModel
 from rayscope.model.sites import KINDS, Site, all_sites, resolve
-from rayscope.model.splicing import Clean, coded_positions, keep_first, token_loss
+from rayscope.model.splicing import CleanPass, token_loss
+from rayscope.streams.positions import keep_first
 from rayscope.text import PackedText
 
 Edit = Callable[[Tensor], Tensor]
@@ -20,8 +21,8 @@ def tokens_RC(packed: PackedText) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def clean(model: LanguageModel, tokens_RC: Tensor) -> Clean:
-    return Clean.run(model, tokens_RC, all_sites(model))
+def clean(model: LanguageModel, tokens_RC: Tensor) -> CleanPass:
+    return CleanPass.run(model, tokens_RC, all_sites(model))
 
 
 @torch.no_grad()
@@ -60,7 +61,7 @@ def direct(logits_RCV: Tensor, tokens_RC: Tensor) -> Tensor:
     return -p_RCV[:, :-1].gather(-1, tokens_RC[:, 1:, None])[..., 0].log()
 
 
-def test_the_clean_pass_is_the_networks_own(model: LanguageModel, tokens_RC: Tensor, clean: Clean):
+def test_the_clean_pass_is_the_networks_own(model: LanguageModel, tokens_RC: Tensor, clean: CleanPass):
     with torch.no_grad():
         logits = model.network(tokens_RC).logits
         mean = model.network(tokens_RC, labels=tokens_RC).loss
@@ -72,7 +73,7 @@ def test_the_clean_pass_is_the_networks_own(model: LanguageModel, tokens_RC: Ten
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_identity_costs_exactly_nothing(model: LanguageModel, clean: Clean, kind: str, layer: int):
+def test_the_identity_costs_exactly_nothing(model: LanguageModel, clean: CleanPass, kind: str, layer: int):
     (site,) = resolve(f"blocks.{layer}.{kind}", model)
     x_RCD = clean.activations[site.key]
     for x_hat_RCD in (x_RCD, x_RCD.clone(), keep_first(x_RCD, x_RCD.clone())):
@@ -91,7 +92,7 @@ EDITS = {
 @pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_splice_is_the_ablation_done_by_hand(
-    model: LanguageModel, tokens_RC: Tensor, clean: Clean, kind: str, edit: Edit
+    model: LanguageModel, tokens_RC: Tensor, clean: CleanPass, kind: str, edit: Edit
 ):
     """Loss, and KL(clean || spliced) from the two softmaxes."""
     (site,) = resolve(f"blocks.1.{kind}", model)
@@ -109,7 +110,9 @@ def test_a_splice_is_the_ablation_done_by_hand(
     assert (kl - backwards).abs().max() > 10 * (kl - divergence_RC).abs().max()  # and it tells the two KLs apart
 
 
-def test_a_splice_of_position_0_reaches_later_positions_and_excluding_it_does_not(model: LanguageModel, clean: Clean):
+def test_a_splice_of_position_0_reaches_later_positions_and_excluding_it_does_not(
+    model: LanguageModel, clean: CleanPass
+):
     (site,) = resolve("blocks.0.hook_resid_post", model)
     x_RCD = clean.activations[site.key]
     x_hat_RCD = x_RCD.clone()
@@ -122,21 +125,10 @@ def test_a_splice_of_position_0_reaches_later_positions_and_excluding_it_does_no
     assert moved_RC[:, 10:].any()
 
 
-def test_keep_first_keeps_position_0_of_x_and_the_rest_of_x_hat():
-    x_RCD, x_hat_RCD = torch.zeros(2, 3, 1), torch.ones(2, 3, 1)
-    assert keep_first(x_RCD, x_hat_RCD)[..., 0].tolist() == [[0, 1, 1]] * 2
-
-
-def test_one_clean_pass_serves_sites_of_several_layers(model: LanguageModel, tokens_RC: Tensor, clean: Clean):
+def test_one_clean_pass_serves_sites_of_several_layers(model: LanguageModel, tokens_RC: Tensor, clean: CleanPass):
     """Whatever sites a pass is made for, a splice is the same to the bit."""
     (site,) = resolve("blocks.1.hook_mlp_out", model)
-    alone = Clean.run(model, tokens_RC, [site])
+    alone = CleanPass.run(model, tokens_RC, [site])
     assert set(alone.residual) == {1}
     nothing = torch.zeros_like(alone.activations[site.key])
     assert torch.equal(alone.spliced(site, nothing)[0], clean.spliced(site, nothing)[0])
-
-
-def test_special_tokens_are_not_coded_but_position_0_is():
-    tokens_RC = torch.tensor([[7, 3, 7], [3, 9, 4]])
-    assert coded_positions(tokens_RC, (7, 9)).tolist() == [[True, True, False], [True, False, True]]
-    assert coded_positions(tokens_RC, ()).all()

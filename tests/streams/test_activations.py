@@ -9,7 +9,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rayscope.model import LanguageModel
 from rayscope.model.sites import all_sites, resolve
-from rayscope.pipeline import tokens_of
 from rayscope.streams.harvest import ActivationStream
 from rayscope.streams.seeding import generator_of, permutation
 from rayscope.streams.source import Source
@@ -211,7 +210,7 @@ def test_streams_of_a_source_leave_special_tokens_out(model: LanguageModel, pack
     assert left - len(found) < 16 * len(batches) // stream.batches_a_round
     if split == "validation":
         assert len(found) == len(set(found))
-    assert np.array_equal(tokens_of(stream), tokens_N.numpy())
+    assert torch.equal(stream.token_ids(), tokens_N)
 
 
 def test_vectors_are_copied_once_into_the_round_and_once_into_their_batch(model: LanguageModel, separated: Rows):

@@ -12,6 +12,7 @@ import torch
 from rayscope.cli.command_line import main
 from rayscope.cli.overrides import groups
 from rayscope.evaluation.measurement import Means, documents_predicted, measure
+from rayscope.evaluation.meter import Meter
 from rayscope.model.sites import resolve
 from rayscope.report import read_verdict, verdict_lines
 from rayscope.streams.source import Source
@@ -168,9 +169,9 @@ def test_the_verdict_is_shown_again(source, tmp_path, capsys):
 
 def test_metric_sanity_sees_a_fault_in_the_evaluation(source, tmp_path, monkeypatch):
     """As if position 0 were never told apart: the first principal components no longer explain what they should."""
-    monkeypatch.setattr(
-        "rayscope.evaluation.measurement.at_first", lambda tokens_RC: torch.zeros(tokens_RC.numel(), dtype=torch.bool)
-    )
+    reconstruct = Meter.reconstruct
+    blind = lambda self, x, tokens, documents, first_N: reconstruct(self, x, tokens, documents, first_N & False)  # noqa: E731
+    monkeypatch.setattr(Meter, "reconstruct", blind)
     sizes = ["study.sizes.demo.tokens=512", "study.sizes.demo.splice_rows=2", "study.sizes.demo.seeds=[0]"]
     table, verdict = run("metric_sanity", *source, *sizes, out=tmp_path / "a")
     assert verdict["predictions"]["error"]["pass"] is False

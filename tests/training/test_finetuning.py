@@ -18,9 +18,10 @@ from rayscope.cli.command_line import main
 from rayscope.dictionaries import AbsTopK, BatchTopK, TopK, find, load
 from rayscope.model import load as load_model
 from rayscope.model.sites import resolve
-from rayscope.model.splicing import Clean, keep_first
+from rayscope.model.splicing import CleanPass
 from rayscope.stopping import Stopped
 from rayscope.streams.harvest import ActivationStream
+from rayscope.streams.positions import keep_first
 from rayscope.streams.seeding import permutation
 from rayscope.text.packing import Rows
 from rayscope.training import finetuning
@@ -41,7 +42,7 @@ def test_gradients_are_those_of_a_dense_reference(model, packed, kind):
     tokens_RC = torch.from_numpy(packed.train.tokens[:3].astype("int64"))
     tokens_RC[1, 9] = 0  # a separator, which keeps its activation as position 0 does
     kept_RC = (tokens_RC == 0) | (torch.arange(32) == 0)
-    clean = Clean.run(double, tokens_RC, [site])
+    clean = CleanPass.run(double, tokens_RC, [site])
     x_RCD = clean.activations[site.key]
     dictionary = kind(site.width, 40, 3).double()
     dictionary.prepare(x_RCD.flatten(0, 1), 10**6)
@@ -93,7 +94,7 @@ def rows_of(packed, batches: int, seed: int = 0) -> LastRows:
 def test_kl_falls_and_each_dictionary_is_tuned_as_if_alone(model, packed, tmp_path):
     site, made = poor(model, packed)
     alone = copy.deepcopy(made["topk"])
-    held_out = Clean.run(model, torch.from_numpy(packed.test.tokens[:12].astype("int64")), [site])
+    held_out = CleanPass.run(model, torch.from_numpy(packed.test.tokens[:12].astype("int64")), [site])
 
     @torch.no_grad()
     def divergence(dictionary) -> float:
@@ -125,7 +126,7 @@ def test_dce_falls_on_held_out_rows(tmp_path, one_thread):
     tokens_RC = np.array(ids[: len(ids) // 32 * 32]).reshape(-1, 32)
     rows = Rows(tokens_RC[20:], np.zeros_like(tokens_RC[20:]), np.bincount(tokens_RC[20:].ravel(), minlength=8192))
     (site,) = resolve("blocks.2.hook_resid_post", model)
-    held_out = Clean.run(model, torch.from_numpy(tokens_RC[:20]), [site])
+    held_out = CleanPass.run(model, torch.from_numpy(tokens_RC[:20]), [site])
     x_RCD = held_out.activations[site.key]
     dictionary = TopK(site.width, 512, 8, lr=3e-3)
     stream = ActivationStream(model, rows, [site], tokens=512, batch_size=256, round_tokens=512)
@@ -331,7 +332,7 @@ def test_what_is_wrong_is_one_line(command, tmp_path, capsys):
 def test_an_exact_reconstruction_has_kl_0_and_finite_gradients(model, packed):
     """A dictionary that reconstructs exactly has KL 0, and its losses stay finite."""
     (site,) = resolve(HOOK, model)
-    clean = Clean.run(model, torch.from_numpy(packed.train.tokens[:2].astype("int64")), [site])
+    clean = CleanPass.run(model, torch.from_numpy(packed.train.tokens[:2].astype("int64")), [site])
     dictionary = AbsTopK(site.width, site.width, site.width)
     with torch.no_grad():
         dictionary.W_dec_LD.copy_(torch.eye(site.width))

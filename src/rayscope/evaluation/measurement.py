@@ -15,11 +15,13 @@ from torch import Tensor
 from rayscope.console import progress
 from rayscope.dictionaries import Dictionary
 from rayscope.evaluation import metrics
-from rayscope.evaluation.meter import PLACES, Meter, Spreads
+from rayscope.evaluation.meter import Meter, Spreads
 from rayscope.evaluation.quantisation import Calibration
 from rayscope.model import LanguageModel
 from rayscope.model.sites import Site
-from rayscope.model.splicing import Clean, coded_positions, keep_first
+from rayscope.model.splicing import CleanPass
+from rayscope.streams import positions
+from rayscope.streams.positions import VIEWS
 from rayscope.streams.seeding import permutation
 from rayscope.text import Rows
 
@@ -91,7 +93,7 @@ class Measurement:
         ones, blank, rows = torch.ones(1, self.documents, dtype=torch.float64), float("nan"), []
         for site, named in self.meters.items():
             for name, meter in named.items():
-                for position0 in PLACES:
+                for position0 in VIEWS:
                     with_vectors = int((meter.sums[position0].spread.count_G > 0).sum())
                     documents = {metric: spliced if metric in SPLICED else with_vectors for metric in METRICS}
                     found = {
@@ -156,7 +158,7 @@ def measure(
     """Every dictionary, and the identity, mean and position-0 codecs, at each site.
 
     Reconstruction is measured on `tokens` of the split, loss and KL on the first `splice_tokens` of those, all in fp32.
-    Special tokens, on which nothing is trained, are left out of both (see `coded_positions`): they keep their activations.
+    Special tokens, on which nothing is trained, are left out of both (see `positions.coded`): they keep their activations.
 
     validation: (tokens_RC, {site.key: x_RCD}) of whole rows, on which each latent's range and frequency are read; a
     dictionary is measured with its codes on 256 levels of that range, or, without `quantise`, as they are.
@@ -180,7 +182,7 @@ def measure(
         for name, codec in codecs(means[site.key]).items():
             meters[site][name] = Meter(codec, spreads[site])
     clean_G, predicted_G = torch.zeros(2, len(numbers), dtype=torch.float64)
-    zero_G = {(site, p): torch.zeros(len(numbers), dtype=torch.float64) for site in meters for p in PLACES}
+    zero_G = {(site, p): torch.zeros(len(numbers), dtype=torch.float64) for site in meters for p in VIEWS}
     sites = list(dictionaries)
     step = max(1, LOGITS // (context * model.vocabulary))
     every = sum(map(len, meters.values()))
@@ -188,12 +190,12 @@ def measure(
         pieces = [*range(0, spliced_rows, step), *range(spliced_rows, len(chosen), step), len(chosen)]
         for start, stop in pairwise(pieces):
             part, ids = tokens_RC[start:stop], documents_RC[start:stop]
-            coded_N = coded_positions(part, special).flatten()
-            labels = part.flatten()[coded_N], ids.flatten()[coded_N], at_first(part)[coded_N]
+            coded_N = positions.coded(part, special).flatten()
+            labels = part.flatten()[coded_N], ids.flatten()[coded_N], positions.first(part).flatten()[coded_N]
             if start >= spliced_rows:
                 found, clean = model.activations(part.to(model.device), sites), None
             else:
-                clean = Clean.run(model, part, sites)
+                clean = CleanPass.run(model, part, sites)
                 found, targets = clean.activations, ids[:, 1:].flatten()
                 add(clean_G, targets, clean.loss_RC)
                 add(predicted_G, targets, torch.ones_like(clean.loss_RC))
@@ -238,19 +240,14 @@ def calibrate(
         site: {n: Calibration(d.latents, d.device) for n, d in named.items()} for site, named in dictionaries.items()
     }
     for tokens_RC, activations in validation:
-        coded_N = coded_positions(tokens_RC, special).flatten()
-        tokens_N, first_N = tokens_RC.flatten()[coded_N], at_first(tokens_RC)[coded_N]
+        coded_N = positions.coded(tokens_RC, special).flatten()
+        tokens_N, first_N = tokens_RC.flatten()[coded_N], positions.first(tokens_RC).flatten()[coded_N]
         for site, named in dictionaries.items():
             x_ND = activations[site.key].flatten(0, 1)
             x_ND = x_ND[coded_N.to(x_ND.device)]
             for name, dictionary in named.items():
                 seen[site][name].update(dictionary.encode_sparse(x_ND, tokens_N), first_N)
     return seen
-
-
-def at_first(tokens_RC: Tensor) -> Tensor:
-    """(N): which of the vectors of whole rows are at position 0."""
-    return (torch.arange(tokens_RC.shape[1]) == 0).repeat(len(tokens_RC))
 
 
 def put(x_RCD: Tensor, coded_N: Tensor, x_hat_ND: Tensor) -> Tensor:
@@ -270,9 +267,9 @@ def codecs(means: Means) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
     return dict(zip(REFERENCES, known, strict=True))
 
 
-def both(clean: Clean, site: Site, x_hat_RCD: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
+def both(clean: CleanPass, site: Site, x_hat_RCD: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
     """(position0, loss, KL): position 0 keeps its own activation (excluded), or is spliced too (included)."""
-    yield "excluded", *clean.spliced(site, keep_first(clean.activations[site.key], x_hat_RCD))
+    yield "excluded", *clean.spliced(site, positions.keep_first(clean.activations[site.key], x_hat_RCD))
     yield "included", *clean.spliced(site, x_hat_RCD)
 
 

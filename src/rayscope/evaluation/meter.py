@@ -11,16 +11,16 @@ from torch import Tensor
 from rayscope.dictionaries import Codes, Dictionary
 from rayscope.evaluation import metrics
 from rayscope.evaluation.quantisation import Calibration
+from rayscope.streams.positions import VIEWS
 
 Codec = Dictionary | Callable[[Tensor, Tensor], Tensor]  # or a function of (x_ND, which are at position 0) to x_hat_ND
-PLACES = ("excluded", "included")  # position 0
 
 
 class Spreads:
     """What every codec's errors are put against: the spread of the vectors, with position 0 left out and with it."""
 
     def __init__(self, width: int, documents: int):
-        self.at = {place: metrics.Spread(width, documents) for place in PLACES}
+        self.at = {place: metrics.Spread(width, documents) for place in VIEWS}
 
     def update(self, x_ND: Tensor, documents_N: Tensor, first_N: Tensor) -> None:
         x_ND, later_N = x_ND.cpu(), ~first_N
@@ -40,11 +40,11 @@ class Meter:
         self.codec = codec
         self.latents = codec.latents if isinstance(codec, Dictionary) else 0
         self.grid = seen.grid() if seen and quantise else None
-        self.sums = {p: metrics.Sums(spreads.at[p]) for p in PLACES}
-        self.codes = {p: CodeSums(codec, documents, seen.frequency(p) if seen else None) for p in PLACES}
+        self.sums = {p: metrics.Sums(spreads.at[p]) for p in VIEWS}
+        self.codes = {p: CodeSums(codec, documents, seen.frequency(p) if seen else None) for p in VIEWS}
         zeros = lambda: torch.zeros(documents, dtype=torch.float64)  # noqa: E731
-        self.loss = {p: zeros() for p in PLACES}
-        self.kl = {p: zeros() for p in PLACES}
+        self.loss = {p: zeros() for p in VIEWS}
+        self.kl = {p: zeros() for p in VIEWS}
 
     def reconstruct(self, x_ND: Tensor, tokens_N: Tensor, documents_N: Tensor, first_N: Tensor) -> Tensor:
         """x_hat_ND; its errors and codes are added to the sums. documents_N: 0 .. G - 1; first_N: which are at position 0."""

@@ -1,6 +1,6 @@
 """Codes on 256 levels: what validation text shows of each latent, and the grid that follows from it.
 
-N vectors, L latents, M non-zero codes of N vectors, P places: later positions and position 0.
+N vectors, L latents, M non-zero codes of N vectors, P places: later positions, position 0 (see `positions`).
 """
 
 from dataclasses import dataclass, replace
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rayscope.dictionaries import Codes
+from rayscope.streams.positions import VIEWS
 
 LEVELS = 256  # the 8 bits of a value that metrics.bits counts
 
@@ -35,12 +36,12 @@ class Calibration:
         self.fired_PL += cells_M.bincount(minlength=2 * self.latents).view(2, -1)
         self.vectors_P += first_N.to(self.vectors_P.device).long().bincount(minlength=2)
 
-    def frequency(self, position0: str) -> Tensor:
-        """(L): (count + 1/2) / (vectors + 1), so that no latent has probability 0 or 1; position0: included or excluded.
+    def frequency(self, view: str) -> Tensor:
+        """(L): (count + 1/2) / (vectors + 1), so that no latent has probability 0 or 1.
 
         NaN if no vector was seen.
         """
-        places = slice(0, 2 if position0 == "included" else 1)
+        places = VIEWS[view]
         vectors = self.vectors_P[places].sum()
         frequency_L = (self.fired_PL[places].sum(0) + 0.5).double() / (vectors + 1)
         return frequency_L if vectors else torch.full_like(frequency_L, torch.nan)

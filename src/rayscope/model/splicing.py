@@ -3,7 +3,6 @@
 R rows, C context, D site width, V vocabulary. A row of C tokens has C - 1 predictions, made at positions 0 .. C - 2.
 """
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,11 +12,9 @@ from torch.nn import functional as F
 from rayscope.model.language_model import LanguageModel
 from rayscope.model.sites import Site
 
-Codec = Callable[[Tensor], Tensor]  # x_RCD -> x_hat_RCD
-
 
 @dataclass
-class Clean:
+class CleanPass:
     """A clean pass over some rows, in fp32: what spliced passes start from and are compared with.
 
     Every pass, the clean one too, runs the blocks from the first layer that holds a site by the same code, so that
@@ -33,7 +30,7 @@ class Clean:
 
     @classmethod
     @torch.no_grad()
-    def run(cls, model: LanguageModel, tokens_RC: Tensor, sites: list[Site]) -> "Clean":
+    def run(cls, model: LanguageModel, tokens_RC: Tensor, sites: list[Site]) -> "CleanPass":
         tokens_RC = tokens_RC.to(model.device)
         residual: dict[int, Tensor] = {}
         found: dict[str, Tensor] = {}
@@ -67,16 +64,3 @@ class Clean:
 def token_loss(logp_RCV: Tensor, tokens_RC: Tensor) -> Tensor:
     """-log p(next token), [R, C - 1]."""
     return -logp_RCV.gather(-1, tokens_RC[:, 1:, None]).squeeze(-1)
-
-
-def keep_first(x_RCD: Tensor, x_hat_RCD: Tensor) -> Tensor:
-    """x_hat, but position 0 keeps its own activation."""
-    return torch.cat([x_RCD[:, :1], x_hat_RCD[:, 1:]], dim=1)
-
-
-def coded_positions(tokens_RC: Tensor, special: Sequence[int]) -> Tensor:
-    """[R, C]: where a dictionary's codes are put in: everywhere but at special tokens, which no stream holds. Position 0,
-    whatever its token, is a question of its own."""
-    coded_RC = ~torch.isin(tokens_RC, torch.tensor(special, dtype=tokens_RC.dtype, device=tokens_RC.device))
-    coded_RC[:, 0] = True
-    return coded_RC

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rayscope.model import LanguageModel
 from rayscope.model.sites import Site
+from rayscope.streams.positions import LATER, in_stream, stream_sizes
 from rayscope.streams.seeding import permutation
 from rayscope.streams.stream import Batch, Stream
 from rayscope.text import Rows
@@ -55,7 +56,7 @@ class ActivationStream(Stream):
                 f"stream.round_tokens={round_tokens} is less than one batch of {batch_size}; raise it, or lower stream.batch_size"
             )
         self.exclude = tuple(exclude)
-        self.sizes_R = stream_positions(rows, self.exclude)
+        self.sizes_R = stream_sizes(rows.tokens, self.exclude)
         self.pass_size = int(self.sizes_R.sum())
         if self.pass_size < batch_size:
             raise ValueError(
@@ -104,7 +105,9 @@ class ActivationStream(Stream):
             if len(pieces) == 1:
                 skipped = first - int(ends_R[low] - self.sizes_R[rows_R[low]])
         row_numbers = np.concatenate(pieces)
-        kept_N = np.flatnonzero(~np.isin(self.rows.tokens[row_numbers][:, 1:], self.exclude))[skipped : skipped + size]
+        kept_N = np.flatnonzero(in_stream(self.rows.tokens[row_numbers], self.exclude)[:, LATER])[
+            skipped : skipped + size
+        ]
         return row_numbers, torch.from_numpy(kept_N)[permutation(size, self.seed, "round", number)]
 
     def harvest(self, row_numbers: np.ndarray) -> Batch:
@@ -118,7 +121,7 @@ class ActivationStream(Stream):
                 found = self.model.activations(part, self.sites)
             for site in self.sites:
                 x_ND = buffers[site.key][start * per_row : (start + len(part)) * per_row]
-                x_ND.view(len(part), per_row, -1).copy_(found[site.key][:, 1:])  # leaves position 0 out, in one copy
+                x_ND.view(len(part), per_row, -1).copy_(found[site.key][:, LATER])  # leaves position 0 out, in one copy
                 check_finite(x_ND, site, self.model.name)
         return Batch(*self.read(row_numbers).labels, activations=buffers)
 
@@ -128,15 +131,12 @@ class ActivationStream(Stream):
         documents_RC = torch.from_numpy(self.rows.documents[row_numbers].astype(np.int64))
         positions_N = torch.arange(1, self.context).repeat(len(row_numbers))
         return Batch(
-            tokens_RC[:, 1:].flatten(), tokens_RC[:, :-1].flatten(), documents_RC[:, 1:].flatten(), positions_N, {}
+            tokens_RC[:, LATER].flatten(),
+            tokens_RC[:, :-1].flatten(),
+            documents_RC[:, LATER].flatten(),
+            positions_N,
+            {},
         )
-
-
-def stream_positions(rows: Rows, exclude: Sequence[int], chunk: int = 2**24) -> np.ndarray:
-    """sizes_R: how many positions of each row are in a stream: all but position 0 and those whose token is in `exclude`."""
-    step = max(1, chunk // rows.tokens.shape[1])
-    parts = [rows.tokens[start : start + step, 1:] for start in range(0, len(rows), step)]  # mapped, not yet read
-    return np.concatenate([(~np.isin(part, exclude)).sum(1) for part in parts])
 
 
 def check_finite(x_ND: Tensor, site: Site, model: str) -> None:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from rayscope.model import LanguageModel
 from rayscope.model.sites import Site
-from rayscope.streams.harvest import ActivationStream, stream_positions
+from rayscope.streams.harvest import ActivationStream
+from rayscope.streams.positions import stream_sizes
 from rayscope.streams.seeding import permutation
 from rayscope.text import PackedText
 
@@ -44,7 +45,7 @@ class Source:
         rows, exclude = self.text[split], self.model.special_ids
         round_tokens = min(self.round_tokens, tokens)
         if split != "train" and tokens >= self.batch_size:
-            positions = int(stream_positions(rows, exclude).sum())
+            positions = int(stream_sizes(rows.tokens, exclude).sum())
             there = positions // self.batch_size
             if not there:
                 raise ValueError(

@@ -76,6 +76,10 @@ class Stream(ABC):
         """The batch without its activations, which a subclass need not make for it."""
         return Batch(*self[number].labels, activations={})
 
+    def token_ids(self) -> Tensor:
+        """The tokens at all of the stream's positions, in its order."""
+        return torch.cat([self.labels(number).tokens_N for number in range(self.length)])
+
     def __len__(self) -> int:
         return self.length
 

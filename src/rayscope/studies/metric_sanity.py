@@ -14,9 +14,9 @@ from rayscope.baselines.pca import pca
 from rayscope.dictionaries.code_length import bits
 from rayscope.drawing import COLOURS, MARKERS, label, panels
 from rayscope.evaluation import metrics
-from rayscope.evaluation.measurement import Means, Measurement, at_first, measure
+from rayscope.evaluation.measurement import Means, Measurement, measure
 from rayscope.model.sites import Site
-from rayscope.model.splicing import coded_positions
+from rayscope.streams import positions
 from rayscope.streams.source import Source
 from rayscope.streams.statistics import Moments
 from rayscope.studies.study import Findings, Observed, Setting, over_seeds, resamples
@@ -76,9 +76,9 @@ class Vectors:
     def read(cls, source: Source, site: Site, tokens: int) -> "Vectors":
         x, first = [], []
         for tokens_RC, found in source.windows("test", [site], whole_rows(source, tokens)):
-            coded_N = coded_positions(tokens_RC, source.model.special_ids).flatten()
+            coded_N = positions.coded(tokens_RC, source.model.special_ids).flatten()
             x.append(found[site.key].flatten(0, 1).cpu()[coded_N])
-            first.append(at_first(tokens_RC)[coded_N])
+            first.append(positions.first(tokens_RC).flatten()[coded_N])
         return cls(torch.cat(x), torch.cat(first))
 
     def without_first(self) -> "Vectors":

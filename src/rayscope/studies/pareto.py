@@ -21,10 +21,11 @@ from rayscope.drawing import COLOURS, LINES, MARKERS, label, log_axis, panels
 from rayscope.evaluation import metrics
 from rayscope.evaluation.comparison import Baseline, Comparison, compare
 from rayscope.evaluation.measurement import Measurement
-from rayscope.evaluation.meter import PLACES, Meter
+from rayscope.evaluation.meter import Meter
 from rayscope.evaluation.reconstruction import reconstruct
 from rayscope.model.sites import Site
 from rayscope.pipeline import measure_compared
+from rayscope.streams.positions import VIEWS
 from rayscope.streams.stream import Batch
 from rayscope.studies.arms import groups, lent, parts, train_arms
 from rayscope.studies.study import Findings, Setting, over_seeds, resamples
@@ -105,7 +106,7 @@ def pareto(
             | (gaps.get((site, name), {}) if position0 == "excluded" else {})
             for site, named in measured.meters.items()
             for name in named
-            for position0 in PLACES
+            for position0 in VIEWS
         ]
     ).reindex(columns=COLUMNS)
     ratios = Ratios(measured, compared)

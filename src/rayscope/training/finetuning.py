@@ -18,8 +18,9 @@ from rayscope.console import progress, say
 from rayscope.dictionaries import Learned
 from rayscope.model import LanguageModel
 from rayscope.model.sites import Site
-from rayscope.model.splicing import Clean, coded_positions
+from rayscope.model.splicing import CleanPass
 from rayscope.stopping import Stopped, deferred
+from rayscope.streams.positions import in_stream
 from rayscope.streams.seeding import permutation
 from rayscope.streams.stream import Batch
 from rayscope.text import Rows
@@ -58,17 +59,16 @@ class LastRows:
         return torch.from_numpy(self.rows.tokens[chosen].astype(np.int64))
 
 
-def kl_losses(clean: Clean, site: Site, dictionary: Learned, weight: float) -> dict[str, Tensor]:
+def kl_losses(clean: CleanPass, site: Site, dictionary: Learned, weight: float) -> dict[str, Tensor]:
     """The dictionary's own losses, and kl = weight * (R / K) K: K the mean KL(clean || spliced) of the predicted
     tokens, R the reconstruction loss, their ratio without gradient.
 
     So, whatever their units, KL counts `weight` times as much as reconstruction, in value (2503.17272). Position 0 and
     special tokens keep their own activations. `last` of the dictionary gets K as `kl`.
     """
-    x_RCD, coded_RC = clean.activations[site.key], coded_positions(clean.tokens_RC, clean.model.special_ids)
-    coded_RC[:, 0] = False
-    x_hat_ND, losses = dictionary.reconstruct(x_RCD[coded_RC], clean.tokens_RC[coded_RC])
-    x_hat_RCD = x_RCD.index_put((coded_RC,), x_hat_ND.to(x_RCD.dtype))
+    x_RCD, kept_RC = clean.activations[site.key], in_stream(clean.tokens_RC, clean.model.special_ids)
+    x_hat_ND, losses = dictionary.reconstruct(x_RCD[kept_RC], clean.tokens_RC[kept_RC])
+    x_hat_RCD = x_RCD.index_put((kept_RC,), x_hat_ND.to(x_RCD.dtype))
     kl = clean.splice(site, x_hat_RCD)[1].mean()
     ratio = losses["reconstruction"].detach() / kl.detach().clamp(min=torch.finfo(kl.dtype).tiny)
     dictionary.last["kl"] = kl.detach()
@@ -164,7 +164,7 @@ class Tuner:
         return [place for place in range(len(self.every)) if place not in self.diverged]
 
     def step(self, tokens_RC: Tensor) -> None:
-        clean = Clean.run(self.model, tokens_RC, self.sites)
+        clean = CleanPass.run(self.model, tokens_RC, self.sites)
         rate = min((self.done + 1) / max(1, self.steps // 20), 1 - self.done / self.steps)
         for place in self.learning():
             site, _, dictionary = self.every[place]

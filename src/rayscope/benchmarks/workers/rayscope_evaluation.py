@@ -7,10 +7,10 @@ import protocol
 import torch
 
 from rayscope.dictionaries import TopK
-from rayscope.evaluation.measurement import at_first
 from rayscope.evaluation.meter import Meter, Spreads
 from rayscope.evaluation.quantisation import Calibration
 from rayscope.memory import keep_freed_memory
+from rayscope.streams.positions import first
 
 settings = protocol.start()
 keep_freed_memory()  # as the command line does
@@ -20,7 +20,7 @@ dictionary.prepare(train_ND[:8192], 10**9)
 dictionary.eval()
 rows = settings.batch // settings.context
 documents_RC = torch.arange(rows)[:, None].expand(rows, settings.context).contiguous()
-documents_N, first_N = documents_RC.flatten(), at_first(documents_RC)
+documents_N, first_N = documents_RC.flatten(), first(documents_RC).flatten()
 tokens_N = torch.zeros_like(documents_N)  # TopK does not ask
 seen = Calibration(dictionary.latents)
 seen.update(dictionary.encode_sparse(train_ND[: rows * settings.context]), first_N)
