@@ -258,10 +258,11 @@ def refused(command: str, given: list[str], base: DictConfig, error: Exception) 
 def unknown(key: str, known: list[str]) -> str:
     """What is said of a key that is no option of what was chosen; it may be one of another choice."""
     group = key.partition(".")[0]
-    chosen = [choice for choice in groups().get(group, ()) if group in known and key in of_choice(group, choice)]
-    if chosen and group == "dictionaries":
+    choices = groups().get(group, ()) if group in known else ()
+    entry = ".".join(key.split(".")[:2])
+    if group == "dictionaries" and entry not in known and any(entry in of_choice(group, one) for one in choices):
         return f"{key}: no {key.split('.')[1]} is trained; add it to dictionaries=[...]"
-    if chosen:
+    if chosen := [one for one in choices if key in of_choice(group, one)]:
         return f"{key} is an option of {' and '.join(f'{group}={choice}' for choice in chosen)}; choose it as well"
     return f"no option {key!r}; nearest: {', '.join(nearest(key, known))}"
 
