@@ -19,6 +19,7 @@ from rayscope.dictionaries import (
     AbsTopK,
     BatchTopK,
     BottleneckTopK,
+    Dictionary,
     Gated,
     JumpReLU,
     Linear,
@@ -76,10 +77,11 @@ def fit(dictionary, batches, lr_at=lambda step: 1.0, tokens=tokens_of):
     for step, x_ND in enumerate(batches):
         optimizer.param_groups[0]["lr"] = dictionary.lr * lr_at(step)
         optimizer.zero_grad()
-        sum(dictionary.losses(x_ND, tokens(x_ND)).values()).backward()
+        passed = dictionary.training_pass(x_ND, tokens(x_ND))
+        passed.loss.backward()
         dictionary.project_gradients()
         optimizer.step()
-        dictionary.after_step()
+        dictionary.after_step(passed)
 
 
 def linear(coder):
@@ -142,6 +144,14 @@ def test_what_reads_no_token_needs_none_and_what_reads_it_says_so(kind):
             getattr(dictionary, name)(argument)
 
 
+def test_a_class_that_lacks_a_member_says_which():
+    class NoBias(TopK):
+        bias = Dictionary.bias
+
+    with pytest.raises(TypeError, match=r"abstract method '?bias'?"):
+        NoBias(16, 40, 4)
+
+
 def test_a_changed_weights_file_is_refused(tmp_path):
     folder = linear("topk").save(tmp_path / "d")
     weights = bytearray((folder / "weights.safetensors").read_bytes())
@@ -156,9 +166,9 @@ def test_saving_folds_the_scale_and_leaves_training_state_out(cls, tmp_path):
     dictionary, x_ND = trained(cls, decoder="soft_frozen"), sample(seed=99)
     before = copy.deepcopy(dictionary.state_dict())
     loaded = load(dictionary.save(tmp_path / "d"))
-    assert dictionary.scale != 1
-    assert loaded.scale == 1
-    assert loaded.provenance["input_scale"] == pytest.approx(dictionary.scale.item())
+    assert dictionary.input_units.scale != 1
+    assert loaded.input_units.scale == 1
+    assert loaded.provenance["input_scale"] == pytest.approx(dictionary.input_units.scale.item())
     assert loaded.directions.equal(dictionary.directions)
     torch.testing.assert_close(loaded.bias, dictionary.bias)
     tokens_N = tokens_of(x_ND)
@@ -175,6 +185,25 @@ def test_saving_folds_the_scale_and_leaves_training_state_out(cls, tmp_path):
     assert config["arguments"]["lr"] == 1e-2
 
 
+@pytest.mark.parametrize("whiten", [False, True])
+@pytest.mark.parametrize("cls", LEARNED)
+def test_losses_change_nothing_and_the_step_does(cls, whiten):
+    dictionary, x_ND = trained(cls, whiten=whiten), sample(seed=99)
+    dictionary.firing.silent_L[:5] = 10**9  # so AuxK has something to do
+    before, held = copy.deepcopy(dictionary.state_dict()), copy.deepcopy(vars(dictionary))
+    passed = dictionary.training_pass(x_ND, tokens_of(x_ND))
+    dictionary.losses(x_ND, tokens_of(x_ND))
+    dictionary.reconstruct(x_ND, tokens_of(x_ND))
+    assert passed.losses["auxk"] > 0
+    assert all(value.equal(before[name]) for name, value in dictionary.state_dict().items())
+    assert vars(dictionary).keys() == held.keys()
+    assert all(vars(dictionary)[name] == value for name, value in held.items() if not name.startswith("_"))
+    dictionary.after_step(passed)
+    changed = {name for name, value in dictionary.state_dict().items() if not value.equal(before[name])}
+    moved = {"batchtopk": "threshold", "token_bias_topk": "B_VD", "l1": "excess", "gated": "excess"}.get(cls.kind)
+    assert changed >= {"silent_L", "fired_L", "counted", *([moved] if moved else [])}
+
+
 @pytest.mark.parametrize("cls", LEARNED)
 def test_training_resumes_bitwise_from_the_state_dict(cls):
     torch.manual_seed(0)
@@ -189,14 +218,14 @@ def test_training_resumes_bitwise_from_the_state_dict(cls):
 def dense_losses(dictionary, x_ND, parameters):
     """The same losses by dense autograd."""
     W_enc, b_enc, W_dec, b_dec = parameters
-    tokens_N, x_ND = tokens_of(x_ND), x_ND * dictionary.scale
+    tokens_N, x_ND = tokens_of(x_ND), x_ND * dictionary.input_units.scale
     spread = (x_ND - x_ND.mean(0)).square().sum()
     if dictionary.side:
         x_ND = x_ND - dictionary.B_VD[tokens_N].clone()
     pre_NL = (x_ND - b_dec) @ W_enc.T + b_enc
     size_NL = pre_NL.abs() if dictionary.signed else pre_NL
     act_NL = pre_NL if dictionary.signed else pre_NL.relu()
-    k, dead_A = dictionary.k, dictionary.dead_L.nonzero()[:, 0]
+    k, dead_A = dictionary.k, dictionary.firing.dead_L.nonzero()[:, 0]
     if dictionary.dense:
         rays = dictionary.latents - dictionary.dense
         act_NL = torch.cat([act_NL[:, :rays], pre_NL[:, rays:]], 1)
@@ -223,7 +252,7 @@ def dense_losses(dictionary, x_ND, parameters):
 def test_gradients_equal_dense_autograd(cls, dead):
     x_ND = sample(seed=99).double()
     dictionary = trained(cls, steps=2).double()
-    dictionary.silent_L.zero_()[torch.arange(dead)] = 10**9
+    dictionary.firing.silent_L.zero_()[torch.arange(dead)] = 10**9
     with torch.no_grad():
         dictionary.b_enc_L += 0.3 * randn(40).double()
     parameters = [dictionary.W_enc_LD, dictionary.b_enc_L, dictionary.W_dec_LD, dictionary.b_dec_D]
@@ -254,7 +283,7 @@ def test_losses_pass_gradcheck(cls):
 
     def losses(*values):
         dictionary.load_state_dict(state)
-        dictionary.silent_L[[0, 4, 7]] = 200
+        dictionary.firing.silent_L[[0, 4, 7]] = 200
         both = torch.func.functional_call(dictionary, dict(zip(parameters, values, strict=True)), (x_ND, tokens_N))
         return both["reconstruction"]
 
@@ -270,9 +299,11 @@ def test_hand_case():
     x_ND = torch.tensor([[2.0, 1.0], [-3.0, 0.0]])
     assert dictionary.encode(x_ND).tolist() == [[2.0, 0.0, 0.0], [0.0, 0.0, 3.0]]
     assert dictionary(x_ND).tolist() == [[2.0, 0.0], [-3.0, 0.0]]
-    assert dictionary.losses(x_ND)["reconstruction"].item() == pytest.approx(1 / (2 * 2.5**2 + 2 * 0.5**2))
-    assert dictionary.last["l0"] == 1
-    assert dictionary.silent_L.tolist() == [0, 2, 0]
+    passed = dictionary.training_pass(x_ND)
+    assert passed.losses["reconstruction"].item() == pytest.approx(1 / (2 * 2.5**2 + 2 * 0.5**2))
+    assert passed.l0 == 1
+    dictionary.after_step(passed)
+    assert dictionary.firing.silent_L.tolist() == [0, 2, 0]
 
 
 def test_losses_do_not_depend_on_the_scale_of_x():
@@ -280,7 +311,7 @@ def test_losses_do_not_depend_on_the_scale_of_x():
     for scale in (1.0, 1000.0):
         dictionary = TopK(16, 40, 4, seed=1)
         dictionary.prepare(sample() * scale, dead_window=100)
-        dictionary.silent_L[:10] = 1000
+        dictionary.firing.silent_L[:10] = 1000
         found.append(dictionary.losses(sample() * scale))
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
 
@@ -288,7 +319,7 @@ def test_losses_do_not_depend_on_the_scale_of_x():
 def test_constant_batch_is_finite():
     dictionary = TopK(16, 40, 4)
     dictionary.prepare(sample(), dead_window=1)
-    dictionary.silent_L[:10] = 1000
+    dictionary.firing.silent_L[:10] = 1000
     losses = dictionary.losses(torch.ones(3, 16))
     sum(losses.values()).backward()
     assert all(p.grad.isfinite().all() for p in dictionary.parameters())
@@ -298,8 +329,9 @@ def test_batchtopk_takes_exactly_its_budget():
     dictionary = BatchTopK(16, 64, 5, seed=1)
     dictionary.prepare(sample(), dead_window=10**6)
     for step in range(5):  # the first without a threshold to start from
-        dictionary.losses(sample(seed=step))
-        assert dictionary.last["l0"] == 5
+        passed = dictionary.training_pass(sample(seed=step))
+        assert passed.l0 == 5
+        dictionary.after_step(passed)
     codes = dictionary.encode_sparse(sample(seed=50))
     assert codes.offsets.diff().unique().numel() > 1
 
@@ -341,7 +373,7 @@ def test_soft_frozen_rows_stay_within_their_caps_at_the_nearest_point(cls):
     with torch.no_grad():
         for row_D, angle in zip(dictionary.W_dec_LD, turned, strict=True):
             row_D.copy_(3 * rotation(angle) @ row_D)
-        dictionary.after_step()
+        dictionary.project_weights()
     found = torch.stack([rotation(a) @ row_D for row_D, a in zip(dictionary.initial_LD, turned.values(), strict=True)])
     torch.testing.assert_close(dictionary.W_dec_LD.data, found)
 
@@ -364,11 +396,11 @@ def test_gradients_are_projected_and_rows_stay_unit():
 def test_prepare_centres_and_scales():
     dictionary = TopK(16, 40, 4)
     dictionary.prepare(sample(), dead_window=77)
-    scaled_ND = sample() * dictionary.scale
+    scaled_ND = sample() * dictionary.input_units.scale
     assert scaled_ND.square().sum(1).mean().item() == pytest.approx(16, rel=1e-5)
     torch.testing.assert_close(dictionary.b_dec_D.data, scaled_ND.mean(0))
     torch.testing.assert_close(dictionary.decode(torch.zeros(1, 40))[0], sample().mean(0))
-    assert dictionary.dead_window == 77
+    assert dictionary.firing.dead_window == 77
 
 
 def test_its_seed_is_its_own():

@@ -84,10 +84,10 @@ def test_matryoshka_s_loss_is_the_mean_over_its_prefixes():
         dictionary.W_enc_LD.copy_(dictionary.W_dec_LD)
     x_ND = torch.tensor([[2.0, 1.0], [-3.0, -1.0]])  # z = (2, 1, 0) and (0, 0, 3)
     spread = 2 * 2.5**2 + 2 * 1.0**2
-    losses = dictionary.losses(x_ND)
+    passed = dictionary.training_pass(x_ND)
     first, whole = (1 + 10) / spread, 1 / spread
-    assert losses["reconstruction"].item() == pytest.approx((first + whole) / 2)
-    assert dictionary.last["fvu"].item() == pytest.approx(whole)
+    assert passed.losses["reconstruction"].item() == pytest.approx((first + whole) / 2)
+    assert passed.fvu.item() == pytest.approx(whole)
 
 
 def test_one_group_of_all_latents_is_the_plain_kind():
@@ -209,9 +209,10 @@ def test_the_running_token_mean_is_exact_and_shrunk():
     with torch.no_grad():
         dictionary.b_enc_L.fill_(-100)
     for x_ND, tokens in (([[1.0, 2.0], [3.0, 0.0]], [2, 0]), ([[5.0, 4.0], [0.0, 3.0]], [2, 2])):
-        dictionary.losses(torch.tensor(x_ND), torch.tensor(tokens))
+        passed = dictionary.training_pass(torch.tensor(x_ND), torch.tensor(tokens))
+        dictionary.after_step(passed)
     torch.testing.assert_close(dictionary.B_VD, torch.tensor([[1.5, 0], [0, 0], [6 / 4, 9 / 4], [0, 0]]))
-    assert dictionary.last["l0"] == 0
+    assert passed.l0 == 0
     x_ND = torch.tensor([[1.0, 1.0], [1.0, 1.0]])
     assert dictionary(x_ND, torch.tensor([2, 3])).tolist() == [[1.5, 2.25], [0.0, 0.0]]
 
@@ -221,13 +222,16 @@ def test_a_token_seen_more_than_memory_forgets():
     dictionary.memory = 10
     with torch.no_grad():
         dictionary.b_enc_L.fill_(-100)
-    none_N = torch.zeros(100, dtype=torch.int64)
+
+    def see(x_ND):
+        dictionary.after_step(dictionary.training_pass(x_ND, torch.zeros(len(x_ND), dtype=torch.int64)))
+
     for _ in range(4):
-        dictionary.losses(torch.ones(5, 1), none_N[:5])
+        see(torch.ones(5, 1))
     for done in range(1, 4):  # each batch of 5 is worth half of the memory of 10
-        dictionary.losses(torch.zeros(5, 1), none_N[:5])
+        see(torch.zeros(5, 1))
         assert dictionary.B_VD.item() == pytest.approx(0.5**done)
-    dictionary.losses(torch.full((100, 1), 7.0), none_N)
+    see(torch.full((100, 1), 7.0))
     assert dictionary.B_VD.item() == pytest.approx(7)  # never past the batch's own mean
 
 

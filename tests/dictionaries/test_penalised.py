@@ -56,7 +56,7 @@ class Step(Function):
 
 def dense_losses(d, x_ND):
     """The same losses by dense autograd, AuxK with every dead latent."""
-    x_ND = x_ND * d.scale
+    x_ND = x_ND * d.input_units.scale
     dot_NL = (x_ND - d.b_dec_D) @ d.W_enc_LD.T
     pre_NL = dot_NL + d.b_enc_L
     whole = (x_ND - x_ND.mean(0)).square().sum()
@@ -81,7 +81,7 @@ def dense_losses(d, x_ND):
     losses["sparsity"] = penalty * d.pressure
     e_ND = x_ND - z_NL @ d.W_dec_LD - d.b_dec_D
     losses["reconstruction"] = e_ND.square().sum() / whole
-    e_ND, dead_A = e_ND.detach(), d.dead_L.nonzero()[:, 0]
+    e_ND, dead_A = e_ND.detach(), d.firing.dead_L.nonzero()[:, 0]
     aux_NA = (pre_NL if d.kind == "jumprelu" else pre_NL - d.b_enc_L.detach())[:, dead_A].relu()
     losses["auxk"] = (e_ND - aux_NA @ d.W_dec_LD[dead_A]).square().sum() / (e_ND - e_ND.mean(0)).square().sum() / 32
     return losses
@@ -93,7 +93,7 @@ def test_losses_and_gradients_equal_dense_autograd(case):
     dictionary, x_ND = cls(16, 40, 4, seed=3, **arguments).double(), sample(seed=99).double()
     dictionary.prepare(sample().double(), dead_window=600, run_tokens=4000)
     dictionary.seen.fill_(1000)  # a quarter of the run
-    dictionary.silent_L[[0, 5, 7, 11, 30]] = 10**9
+    dictionary.firing.silent_L[[0, 5, 7, 11, 30]] = 10**9
     with torch.no_grad():
         for name, parameter in dictionary.named_parameters():
             if parameter.ndim == 1 and name != "b_dec_D":
@@ -143,8 +143,9 @@ def test_the_controller_by_hand():
     expected = mean = 0.0
     for step in range(3):
         assert dictionary.pressure.item() == pytest.approx(0.1 * math.exp(expected), rel=1e-6)
-        dictionary.losses(sample(seed=step))
-        before, mean = mean, mean + 0.1 * (math.log(dictionary.last["l0"].item() / 4) - mean)
+        passed = dictionary.training_pass(sample(seed=step))
+        dictionary.after_step(passed)
+        before, mean = mean, mean + 0.1 * (math.log(passed.l0.item() / 4) - mean)
         expected += mean - before + 10 * 1e-2 * mean
     assert dictionary.pressure.item() == pytest.approx(0.1 * math.exp(expected), rel=1e-6)
     assert expected != 0
@@ -156,7 +157,7 @@ def test_a_given_coefficient_is_risen_to_and_then_stays():
     found = []
     for step in range(7):
         found.append(dictionary.pressure.item())
-        dictionary.losses(sample(seed=step))
+        dictionary.after_step(dictionary.training_pass(sample(seed=step)))
     assert found == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.5])
 
 
@@ -216,7 +217,7 @@ def test_a_saved_dictionary_learns_in_the_units_that_it_had(kind, tmp_path):
     before.prepare(x_ND, 10**6)
     after = load(before.save(tmp_path / "saved"))
     after.unfold()
-    assert after.scale.item() == pytest.approx(before.scale.item())
+    assert after.input_units.scale.item() == pytest.approx(before.input_units.scale.item())
     for name, tensor in before.weights().items():
         torch.testing.assert_close(after.weights()[name], tensor, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(after.encode(x_ND), before.encode(x_ND), rtol=1e-4, atol=1e-3)
@@ -238,7 +239,7 @@ def test_a_later_stage_steers_from_where_the_last_one_stood(tmp_path):
     with torch.no_grad():
         before.b_enc_L += 1  # far too many codes
     for _ in range(10):
-        before.losses(x_ND)
+        before.after_step(before.training_pass(x_ND))
     assert before.pressure > 2 * L1(8, 32, 1).pressure
     after = load(before.save(tmp_path / "one"))
     after.unfold()

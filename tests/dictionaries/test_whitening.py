@@ -59,7 +59,7 @@ def test_what_is_saved_is_what_was_learned(kind, tmp_path):
     dictionary, x_ND = trained(kind), uneven(seed=99)
     dictionary.calibrate(x_ND, TOKENS_N)
     loaded = load(dictionary.save(tmp_path / "d"))
-    assert loaded.whitening is None
+    assert loaded.input_units.whitening is None
     assert not any("whitening" in name for name in loaded.weights())
     bias_ND = loaded.bias_at(TOKENS_N)
     torch.testing.assert_close(loaded.directions, dictionary.directions)
@@ -73,7 +73,7 @@ def test_what_is_saved_is_what_was_learned(kind, tmp_path):
         assert len(codes.values_M) == pytest.approx(4 * 400, abs=4)
     else:  # the pass that learns, in whitened space, against the file, in that of x
         with torch.no_grad():
-            x_hat_ND, _ = copy.deepcopy(dictionary).reconstruct(x_ND, TOKENS_N)
+            x_hat_ND, _ = dictionary.reconstruct(x_ND, TOKENS_N)
         torch.testing.assert_close(loaded(x_ND, TOKENS_N), x_hat_ND, rtol=1e-3, atol=1e-2)
     again = load(loaded.with_k(2).save(tmp_path / "two")) if kind.endswith("topk") else loaded
     assert again.encode_sparse(x_ND, TOKENS_N).latents == 40
@@ -81,12 +81,12 @@ def test_what_is_saved_is_what_was_learned(kind, tmp_path):
 
 def test_topk_chooses_by_what_is_large_in_whitened_space(tmp_path):
     dictionary, x_ND = trained("topk"), uneven(seed=99).double()
-    whitening = copy.deepcopy(dictionary.whitening).double()
+    whitening = copy.deepcopy(dictionary.input_units.whitening).double()
     W_enc, b_enc, b_dec = (p.detach().double() for p in (dictionary.W_enc_LD, dictionary.b_enc_L, dictionary.b_dec_D))
-    pre_NL = (whitening(x_ND) * dictionary.scale - b_dec) @ W_enc.T + b_enc
+    pre_NL = (whitening(x_ND) * dictionary.input_units.scale - b_dec) @ W_enc.T + b_enc
     top = pre_NL.topk(4)
     z_NL = torch.zeros_like(pre_NL).scatter(1, top.indices, top.values.relu())
-    y_hat_ND = (z_NL @ dictionary.W_dec_LD.detach().double() + b_dec) / dictionary.scale
+    y_hat_ND = (z_NL @ dictionary.W_dec_LD.detach().double() + b_dec) / dictionary.input_units.scale
     expected_ND = whitening.mean_D + y_hat_ND @ whitening.inverse_DD
     found = load(dictionary.save(tmp_path / "d"))
     torch.testing.assert_close(found(x_ND.float()), expected_ND.float(), rtol=1e-3, atol=1e-2)
@@ -95,10 +95,10 @@ def test_topk_chooses_by_what_is_large_in_whitened_space(tmp_path):
     assert plain.gain_L is not None
     plain.gain_L.fill_(1)  # lengths of rows differ, so a choice in the units of x would be another
     assert not torch.allclose(plain(x_ND.float()), found(x_ND.float()), rtol=1e-2, atol=1e-2)
-    dictionary.losses(x_ND.float())
+    passed = dictionary.training_pass(x_ND.float())
     x_hat_ND, mean_D = expected_ND, x_ND.mean(0)
     fvu = (x_ND - x_hat_ND).square().sum() / (x_ND - mean_D).square().sum()
-    assert dictionary.last["fvu"].item() == pytest.approx(fvu.item(), rel=1e-3)  # logged in x, not in y
+    assert passed.fvu.item() == pytest.approx(fvu.item(), rel=1e-3)  # logged in x, not in y
 
 
 def test_soft_frozen_rows_are_refused():

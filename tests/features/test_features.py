@@ -37,6 +37,14 @@ class Coordinates(Dictionary):
         self.kind, self.signed = "coordinates", signed
         self.register_buffer("scale", torch.ones(width).index_fill(0, torch.tensor(zeroed, dtype=torch.int64), 0))
 
+    @property
+    def directions(self):
+        return self.scale.diag()
+
+    @property
+    def bias(self):
+        return torch.zeros(self.width)
+
     def encode_sparse(self, x_ND, tokens_N=None):
         return Codes.of_dense((x_ND if self.signed else x_ND.relu()) * self.scale)
 

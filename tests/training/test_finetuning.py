@@ -26,7 +26,7 @@ from rayscope.streams.seeding import permutation
 from rayscope.text.packing import Rows
 from rayscope.training import finetuning
 from rayscope.training.checkpoint import remove_checkpoints
-from rayscope.training.finetuning import LastRows, finetune, kl_losses
+from rayscope.training.finetuning import LastRows, finetune, kl_pass
 from rayscope.training.trainer import prepare
 from toys import latest
 
@@ -46,30 +46,30 @@ def test_gradients_are_those_of_a_dense_reference(model, packed, kind):
     x_RCD = clean.activations[site.key]
     dictionary = kind(site.width, 40, 3).double()
     dictionary.prepare(x_RCD.flatten(0, 1), 10**6)
-    losses = kl_losses(clean, site, dictionary, weight=0.7)
-    torch.stack(list(losses.values())).sum().backward()
+    passed = kl_pass(clean, site, dictionary, weight=0.7)
+    passed.loss.backward()
 
     W_enc, b_enc, W_dec, b_dec = leaves = [
         p.detach().clone().requires_grad_()
         for p in (dictionary.W_enc_LD, dictionary.b_enc_L, dictionary.W_dec_LD, dictionary.b_dec_D)
     ]
-    s_ND = x_RCD[~kept_RC] * dictionary.scale
+    s_ND = x_RCD[~kept_RC] * dictionary.input_units.scale
     pre_NL = (s_ND - b_dec) @ W_enc.T + b_enc
     chosen = (pre_NL.abs() if dictionary.signed else pre_NL).topk(3).indices
     z_NL = (pre_NL if dictionary.signed else pre_NL.relu()) * torch.zeros_like(pre_NL).scatter(1, chosen, 1)
     hat_ND = z_NL @ W_dec + b_dec
     fvu = (s_ND - hat_ND).square().sum() / (s_ND - s_ND.mean(0)).square().sum()
-    x_hat = torch.zeros_like(x_RCD).masked_scatter(~kept_RC[..., None], hat_ND / dictionary.scale)
+    x_hat = torch.zeros_like(x_RCD).masked_scatter(~kept_RC[..., None], hat_ND / dictionary.input_units.scale)
     x_hat = torch.where(kept_RC[..., None], x_RCD, x_hat)
     block = double.network.transformer.h[2]
     logits = double.unembed(block(x_hat)[0] if isinstance(block(x_hat), tuple) else block(x_hat))[:, :-1]
     p = clean.logp_RCV.exp()
     kl = (p * (clean.logp_RCV - logits.log_softmax(-1))).sum(-1).mean()
     (fvu + 0.7 * (fvu / kl).detach() * kl).backward()
-    assert losses["kl"].item() == pytest.approx(
+    assert passed.losses["kl"].item() == pytest.approx(
         0.7 * fvu.item(), rel=1e-9
     )  # as much as reconstruction, times the weight
-    assert dictionary.last["kl"].item() == pytest.approx(kl.item(), rel=1e-9)
+    assert passed.metrics["kl"].item() == pytest.approx(kl.item(), rel=1e-9)
     ours = (dictionary.W_enc_LD, dictionary.b_enc_L, dictionary.W_dec_LD, dictionary.b_dec_D)
     for mine, dense in zip(ours, leaves, strict=True):
         assert dense.grad is not None
@@ -212,7 +212,7 @@ def test_the_command_and_a_stopped_run(command, tmp_path, monkeypatch, capsys, o
     class Killed(BaseException):
         pass
 
-    inner = finetuning.kl_losses
+    inner = finetuning.kl_pass
 
     def dies(*args, **kwargs):
         seen.append(1)
@@ -222,7 +222,7 @@ def test_the_command_and_a_stopped_run(command, tmp_path, monkeypatch, capsys, o
 
     out = tmp_path / "killed"
     with monkeypatch.context() as patch:
-        patch.setattr(finetuning, "kl_losses", dies)
+        patch.setattr(finetuning, "kl_pass", dies)
         with pytest.raises(Killed):
             main([*command, "training.checkpoint_steps=3", f"out={out}"])
     capsys.readouterr()
@@ -337,8 +337,8 @@ def test_an_exact_reconstruction_has_kl_0_and_finite_gradients(model, packed):
     with torch.no_grad():
         dictionary.W_dec_LD.copy_(torch.eye(site.width))
         dictionary.W_enc_LD.copy_(torch.eye(site.width))
-    losses = kl_losses(clean, site, dictionary, weight=1.0)
-    assert dictionary.last["kl"].item() == pytest.approx(0, abs=1e-6)
-    torch.stack(list(losses.values())).sum().backward()
+    passed = kl_pass(clean, site, dictionary, weight=1.0)
+    assert passed.metrics["kl"].item() == pytest.approx(0, abs=1e-6)
+    passed.loss.backward()
     assert all(p.grad.isfinite().all() for p in dictionary.parameters() if p.grad is not None)
     assert F.mse_loss(dictionary(clean.activations[site.key][0]), clean.activations[site.key][0]) < 1e-6

@@ -5,6 +5,7 @@ N vectors, D site width, L latents, M non-zero codes of N vectors.
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def whole(**values: Any) -> None:
             raise ValueError(f"{name}={value!r} must be a whole number")
 
 
-class Dictionary(nn.Module):
+class Dictionary(nn.Module, ABC):
     """x_hat = z @ directions + bias, z sparse. Subclasses say how z is found.
 
     A subclass sets `kind` (its name in config.json), `signed`, `directions` (L, D), `bias` (D), `encode_sparse` and
@@ -101,21 +102,26 @@ class Dictionary(nn.Module):
         self.provenance = {}
 
     @property
-    def directions(self) -> Tensor:
-        """(L, D): the linear part of decode."""
-        raise AttributeError(f"{type(self).__name__} defines no directions")
+    def output_width(self) -> int:
+        """Of what decode gives; `width` is of what encode takes."""
+        return self.width
 
     @property
+    @abstractmethod
+    def directions(self) -> Tensor:
+        """(L, D): the linear part of decode."""
+
+    @property
+    @abstractmethod
     def bias(self) -> Tensor:
         """(D): decode(0)."""
-        raise AttributeError(f"{type(self).__name__} defines no bias")
 
     @property
     def device(self) -> torch.device:
         return next((tensor.device for tensor in self.state_dict().values()), torch.device("cpu"))
 
-    def encode_sparse(self, x_ND: Tensor, tokens_N: Tensor | None = None) -> Codes:
-        raise AttributeError(f"{type(self).__name__} defines no encode_sparse")
+    @abstractmethod
+    def encode_sparse(self, x_ND: Tensor, tokens_N: Tensor | None = None) -> Codes: ...
 
     def arguments(self) -> dict[str, Any]:
         """What the constructor takes, as plain values."""

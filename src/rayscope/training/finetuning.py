@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from rayscope.console import progress, say
 from rayscope.dictionaries import Learned
+from rayscope.dictionaries.learned.training_pass import TrainingPass
 from rayscope.model import LanguageModel
 from rayscope.model.sites import Site
 from rayscope.model.splicing import CleanPass
@@ -59,20 +60,20 @@ class LastRows:
         return torch.from_numpy(self.rows.tokens[chosen].astype(np.int64))
 
 
-def kl_losses(clean: CleanPass, site: Site, dictionary: Learned, weight: float) -> dict[str, Tensor]:
+def kl_pass(clean: CleanPass, site: Site, dictionary: Learned, weight: float) -> TrainingPass:
     """The dictionary's own losses, and kl = weight * (R / K) K: K the mean KL(clean || spliced) of the predicted
     tokens, R the reconstruction loss, their ratio without gradient.
 
     So, whatever their units, KL counts `weight` times as much as reconstruction, in value (2503.17272). Position 0 and
-    special tokens keep their own activations. `last` of the dictionary gets K as `kl`.
+    special tokens keep their own activations. The metric kl is K.
     """
     x_RCD, kept_RC = clean.activations[site.key], in_stream(clean.tokens_RC, clean.model.special_ids)
-    x_hat_ND, losses = dictionary.reconstruct(x_RCD[kept_RC], clean.tokens_RC[kept_RC])
+    x_hat_ND, passed = dictionary.reconstruct(x_RCD[kept_RC], clean.tokens_RC[kept_RC])
     x_hat_RCD = x_RCD.index_put((kept_RC,), x_hat_ND.to(x_RCD.dtype))
     kl = clean.splice(site, x_hat_RCD)[1].mean()
-    ratio = losses["reconstruction"].detach() / kl.detach().clamp(min=torch.finfo(kl.dtype).tiny)
-    dictionary.last["kl"] = kl.detach()
-    return {**losses, "kl": weight * ratio * kl}
+    ratio = passed.losses["reconstruction"].detach() / kl.detach().clamp(min=torch.finfo(kl.dtype).tiny)
+    passed.losses["kl"], passed.metrics["kl"] = weight * ratio * kl, kl.detach()
+    return passed
 
 
 def finetune(
@@ -157,7 +158,9 @@ class Tuner:
         self.rates = [lr or d.lr for _, _, d in self.every]
         groups = [{"params": free, "lr": rate} for free, rate in zip(self.free, self.rates, strict=True)]
         self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.999), fused=True)
-        self.diverged: dict[int, Divergence] = {}  # by place in `every`
+        self.diverged: dict[int, Divergence] = {}  # by place in `every`, as the next two
+        self.passes: dict[int, TrainingPass] = {}  # of the step that is being made
+        self.metrics: dict[int, dict[str, Tensor]] = {}  # of the last step; NaN once diverged
 
     def learning(self) -> list[int]:
         """The places of those that have not diverged."""
@@ -168,7 +171,8 @@ class Tuner:
         rate = min((self.done + 1) / max(1, self.steps // 20), 1 - self.done / self.steps)
         for place in self.learning():
             site, _, dictionary = self.every[place]
-            loss = torch.stack(list(kl_losses(clean, site, dictionary, self.weight).values())).sum()
+            passed = kl_pass(clean, site, dictionary, self.weight)
+            loss, self.passes[place] = passed.loss, passed
             if not loss.isfinite():
                 self.leave_out(place)
                 continue
@@ -179,11 +183,16 @@ class Tuner:
         self.optimizer.step()
         self.optimizer.zero_grad()
         for place in self.learning():
-            self.every[place][2].after_step()
+            dictionary, passed = self.every[place][2], self.passes.pop(place)
+            dictionary.after_step(passed)
+            self.metrics[place] = dictionary.metrics(passed)
         self.done += 1
 
     def leave_out(self, place: int) -> None:
-        site, name, _ = self.every[place]
+        site, name, dictionary = self.every[place]
+        passed = self.passes.pop(place, None)
+        last = self.metrics[place] if passed is None else dictionary.metrics(passed)
+        self.metrics[place] = dict.fromkeys(last, torch.tensor(math.nan))
         found = Divergence(site.hook, name, self.done, self.done * self.tokens_a_batch, self.rates[place])
         self.diverged[place] = found
         say(f"diverged and left out: {found}")
@@ -196,14 +205,14 @@ class Tuner:
     def scalars(self) -> dict[str, float]:
         """NaN for those that have diverged."""
         return {
-            f"train/{metric}/{site.hook}/{name}": math.nan if place in self.diverged else float(value)
-            for place, (site, name, dictionary) in enumerate(self.every)
-            for metric, value in dictionary.last.items()
+            f"train/{metric}/{site.hook}/{name}": float(value)
+            for place, (site, name, _) in enumerate(self.every)
+            for metric, value in self.metrics[place].items()
         }
 
     def state_dict(self) -> dict[str, Any]:
         lost = [
-            {"place": place, "divergence": asdict(found), "metrics": list(self.every[place][2].last)}
+            {"place": place, "divergence": asdict(found), "metrics": list(self.metrics[place])}
             for place, found in self.diverged.items()
         ]
         learned = {"dictionaries": self.modules.state_dict(), "optimizer": self.optimizer.state_dict()}
@@ -215,7 +224,7 @@ class Tuner:
         self.optimizer.load_state_dict(state["optimizer"])
         for entry in state["diverged"]:
             self.diverged[entry["place"]] = Divergence(**entry["divergence"])
-            self.every[entry["place"]][2].last = dict.fromkeys(entry["metrics"], torch.tensor(math.nan))
+            self.metrics[entry["place"]] = dict.fromkeys(entry["metrics"], torch.tensor(math.nan))
 
 
 def run_of(

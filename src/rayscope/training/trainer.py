@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from rayscope.console import progress, say
 from rayscope.dictionaries import Learned
+from rayscope.dictionaries.learned.training_pass import TrainingPass
 from rayscope.model.sites import Site
 from rayscope.stopping import Stopped, deferred
 from rayscope.streams.stream import Batch, Stream
@@ -67,6 +68,8 @@ class DictionaryTrainer(LightningModule):
         self.snapshot_names, self.snapshot_folder = snapshot_names, snapshot_folder
         self.provenance = {site.key: about for site, about in (provenance or {}).items()}
         self.diverged: dict[tuple[str, str], Divergence] = {}
+        self.passes: dict[tuple[str, str], TrainingPass] = {}  # of the step that is being made
+        self.metrics: dict[tuple[str, str], dict[str, Tensor]] = {}  # of the last step; NaN once diverged
 
     def each(self) -> Iterator[tuple[str, str, Learned]]:
         """(site key, name, dictionary)."""
@@ -91,10 +94,11 @@ class DictionaryTrainer(LightningModule):
                 logger.keep(done)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        losses = {}
-        for key, name, dictionary in self.learning():
-            named = dictionary.losses(batch.activations[key], batch.tokens_N)
-            losses[key, name] = torch.stack(list(named.values())).sum()
+        self.passes = {
+            (key, name): dictionary.training_pass(batch.activations[key], batch.tokens_N)
+            for key, name, dictionary in self.learning()
+        }
+        losses = {which: passed.loss for which, passed in self.passes.items()}
         sound = torch.stack(list(losses.values())).isfinite().tolist()
         self.leave_out(
             [which for which, is_finite in zip(losses, sound, strict=True) if not is_finite], self.global_step
@@ -106,6 +110,9 @@ class DictionaryTrainer(LightningModule):
             lr = self.dictionaries[key][name].lr  # type: ignore[index]
             found = Divergence(self.hooks[key], name, step, step * self.batch_size, lr)
             self.diverged[key, name] = found
+            dictionary, passed = self.dictionaries[key][name], self.passes.pop((key, name), None)  # type: ignore[index]
+            last = self.metrics[key, name] if passed is None else dictionary.metrics(passed)
+            self.metrics[key, name] = dict.fromkeys(last, torch.tensor(math.nan))
             say(f"diverged and left out: {found}")
         if all(each[:2] in self.diverged for each in self.each()):
             raise NothingLeft
@@ -121,12 +128,17 @@ class DictionaryTrainer(LightningModule):
 
     def optimizer_step(self, *args, **kwargs) -> None:
         super().optimizer_step(*args, **kwargs)
-        for _, _, dictionary in self.learning():
-            dictionary.after_step()
+        self.after_step()
+
+    def after_step(self) -> None:
+        for key, name, dictionary in self.learning():
+            passed = self.passes.pop((key, name))
+            dictionary.after_step(passed)
+            self.metrics[key, name] = dictionary.metrics(passed)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["diverged"] = [
-            {"key": key, "divergence": asdict(found), "metrics": list(self.dictionaries[key][name].last)}  # type: ignore[index]
+            {"key": key, "divergence": asdict(found), "metrics": list(self.metrics[key, name])}
             for (key, name), found in self.diverged.items()
         ]
 
@@ -134,7 +146,7 @@ class DictionaryTrainer(LightningModule):
         for entry in checkpoint["diverged"]:
             found = Divergence(**entry["divergence"])
             self.diverged[entry["key"], found.name] = found
-            self.dictionaries[entry["key"]][found.name].last = dict.fromkeys(entry["metrics"], torch.tensor(math.nan))  # type: ignore[index]
+            self.metrics[entry["key"], found.name] = dict.fromkeys(entry["metrics"], torch.tensor(math.nan))
 
     def configure_optimizers(self):
         groups = [
@@ -172,15 +184,15 @@ class DictionaryTrainer(LightningModule):
     def scalars(self) -> dict[str, float]:
         """NaN for those that have diverged."""
         return {
-            f"train/{metric}/{self.hooks[key]}/{name}": math.nan if (key, name) in self.diverged else float(value)
-            for key, name, dictionary in self.each()
-            for metric, value in dictionary.last.items()
+            f"train/{metric}/{self.hooks[key]}/{name}": float(value)
+            for key, name, _ in self.each()
+            for metric, value in self.metrics[key, name].items()
         }
 
     def histograms(self) -> dict[str, Tensor | None]:
         """Densities of the latents since the last time they were asked for; None for those that have diverged."""
         return {
-            f"train/density/{self.hooks[key]}/{name}": None if (key, name) in self.diverged else d.take_density()
+            f"train/density/{self.hooks[key]}/{name}": None if (key, name) in self.diverged else d.firing.take_density()
             for key, name, d in self.each()
         }
 

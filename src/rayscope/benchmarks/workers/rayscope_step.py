@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rayscope.dictionaries import AbsTopK, BatchTopK, TopK
+from rayscope.dictionaries.sparse import selection
 from rayscope.memory import keep_freed_memory
 from rayscope.model.sites import Site
 from rayscope.streams.stream import Batch
@@ -27,7 +28,6 @@ class Alone:
         self.dictionary = KINDS[settings.kind](
             settings.width, settings.latents, k, seed=settings.seed, lr=settings.lr, auxk=settings.auxk
         )
-        self.dictionary.exact_choice = settings.exact
         self.dictionary.prepare(sample_ND, NEVER)
         self.trainer = DictionaryTrainer(
             {SITE: {"one": self.dictionary}}, steps=settings.total_steps, batch_size=settings.batch
@@ -38,19 +38,21 @@ class Alone:
         self.dead = dead[: int(settings.dead * settings.latents)]
 
     def step(self, x_BD: Tensor) -> None:
-        self.dictionary.silent_L[self.dead] = NEVER  # those that fire would be dead no longer
+        self.dictionary.firing.silent_L[self.dead] = NEVER  # those that fire would be dead no longer
         none = torch.empty(0)
         batch = Batch(none, none, none, none, {SITE.key: x_BD})
         self.trainer.training_step(batch, 0).backward()
         self.trainer.on_before_optimizer_step(self.optimizer)
         self.optimizer.step()
-        self.dictionary.after_step()
+        self.trainer.after_step()
         self.optimizer.zero_grad()
         self.scheduler.step()
 
 
 settings = protocol.start()
 keep_freed_memory()  # as the command line does
+if settings.exact:
+    selection.bfloat16_pays = lambda W_LD: False  # latents are chosen in full precision
 train_ND, held_out_ND = protocol.vectors(settings)
 alone = [Alone(k, train_ND[:8192]) for k in settings.ks]
 for x_BD in protocol.batches(train_ND, settings.batch, settings.seed):
@@ -58,4 +60,4 @@ for x_BD in protocol.batches(train_ND, settings.batch, settings.seed):
         one.step(x_BD)
 last = alone[0].dictionary.eval()
 facts = {"fvu": protocol.fvu(last, held_out_ND)} if settings.held_out else {}
-protocol.finish("rayscope", dead=float(alone[0].dictionary.dead_L.float().mean()), **facts)
+protocol.finish("rayscope", dead=float(alone[0].dictionary.firing.dead_L.float().mean()), **facts)

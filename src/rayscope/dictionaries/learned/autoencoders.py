@@ -6,7 +6,10 @@ N vectors, C vectors of a chunk, D site width, L latents, M chosen (vector, late
 import torch
 from torch import Tensor
 
-from rayscope.dictionaries.learned.base import Learned, full_precision
+from rayscope.dictionaries.learned.base import Learned
+from rayscope.dictionaries.learned.training_pass import TrainingPass
+from rayscope.dictionaries.learned.units import Units
+from rayscope.dictionaries.learned.vectors import full_precision
 from rayscope.dictionaries.sparse.kernels import Plan
 from rayscope.dictionaries.sparse.selection import (
     above,
@@ -21,9 +24,9 @@ class ByVector(Learned):
     """k latents of every vector, by pre (rays) or |pre| (signed)."""
 
     def choose(self, centred_ND: Tensor) -> Plan:
-        return choose_by_vector(centred_ND, self.W_enc_LD, self.b_enc_L, self.k, self.signed, self.exact_choice)
+        return choose_by_vector(centred_ND, self.W_enc_LD, self.b_enc_L, self.k, self.signed)
 
-    def entries(self, products_CL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def active_codes(self, products_CL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         indices_Ck = largest_in_rows(products_CL, self.b_enc_L.detach(), self.k, self.signed)
         values_Ck = products_CL.gather(1, indices_Ck) + self.b_enc_L[indices_Ck]
         kept_Ck = values_Ck != 0 if self.signed else values_Ck > 0
@@ -68,20 +71,20 @@ class BatchTopK(Learned):
 
     def choose(self, centred_ND: Tensor) -> Plan:
         count = len(centred_ND) * self.k
-        return choose_by_batch(centred_ND, self.W_enc_LD, self.b_enc_L, count, self._hint(), self.exact_choice)
+        return choose_by_batch(centred_ND, self.W_enc_LD, self.b_enc_L, count, self._hint())
 
     def _hint(self) -> float:
         return 0.8 * self.threshold.item()
 
-    def entries(self, products_CL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def active_codes(self, products_CL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         floor = max(self.threshold.item(), 0.0)
         counts_C, places, values = above(products_CL, self.b_enc_L.detach(), floor)
         return counts_C, places % self.latents, values
 
     @torch.no_grad()
-    def _observe(self, plan: Plan, values_M: Tensor, vectors: int, fvu: Tensor) -> None:
-        super()._observe(plan, values_M, vectors, fvu)
-        positive = values_M[values_M > 0]
+    def after_step(self, passed: TrainingPass) -> None:
+        super().after_step(passed)
+        positive = passed.values_M[passed.values_M > 0]
         if len(positive):
             self.threshold_steps += 1
             self.threshold_mean.lerp_(positive.min().double(), 1 - self.decay)
@@ -96,7 +99,6 @@ class BatchTopK(Learned):
             found = threshold_for(self._centred(x_ND, tokens_N), self.W_enc_LD, self.b_enc_L, count, self._hint())
         self.threshold.copy_(found)
 
-    @torch.no_grad()
-    def fold(self) -> None:
-        self.threshold /= self.scale
-        super().fold()
+    def fold_input(self, units: Units) -> None:
+        super().fold_input(units)
+        self.threshold /= units.scale

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rayscope.dictionaries.base import whole
 from rayscope.dictionaries.learned.autoencoders import TopK
-from rayscope.dictionaries.learned.base import full_precision
+from rayscope.dictionaries.learned.vectors import full_precision
 from rayscope.dictionaries.sparse.kernels import Plan, gather_dot
 from rayscope.dictionaries.sparse.selection import choose_by_vector, largest_in_rows
 
@@ -57,20 +57,18 @@ class BottleneckTopK(TopK):
 
     def choose(self, centred_ND: Tensor) -> Plan:
         rays, N = self.rays, len(centred_ND)
-        plan = choose_by_vector(
-            centred_ND, self.W_enc_LD[:rays], self.b_enc_L[:rays], self.k, self.signed, self.exact_choice
-        )
+        plan = choose_by_vector(centred_ND, self.W_enc_LD[:rays], self.b_enc_L[:rays], self.k, self.signed)
         dense_Nr = torch.arange(rays, self.latents, device=centred_ND.device).expand(N, -1)
         return Plan.of_rows(torch.cat([plan.indices_M.view(N, self.k), dense_Nr], 1), self.latents)
 
     def _codes(self, x_ND: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
-        pre_M = gather_dot(x_ND, self.W_enc_LD, self.b_enc_L, self.b_dec_D, plan)
+        pre_M = gather_dot(x_ND, self.W_enc_LD, self.b_enc_L, self.centre_D, plan)
         return self._activation(pre_M, plan.indices_M), pre_M
 
     def _activation(self, pre: Tensor, indices: Tensor) -> Tensor:
         return torch.where(indices < self.rays, pre.relu(), pre)
 
-    def entries(self, products_CL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def active_codes(self, products_CL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         rays, b_enc_L = self.rays, self.b_enc_L.detach()
         rays_Ck = largest_in_rows(products_CL[:, :rays].contiguous(), b_enc_L[:rays], self.k, self.signed)
         dense_Cr = torch.arange(rays, self.latents, device=products_CL.device).expand(len(products_CL), -1)

@@ -4,22 +4,20 @@ L latents, M non-zero codes of a batch.
 """
 
 import torch
-from torch import Tensor
-
-from rayscope.dictionaries.base import Dictionary
+from torch import Tensor, nn
 
 
-class Firing(Dictionary):
-    """A dictionary that counts. A latent is dead after dead_window tokens without firing."""
+class Firing(nn.Module):
+    """Counters. A latent is dead after dead_window tokens without firing."""
 
-    counters = ("silent_L", "fired_L", "counted", "dead_window")
+    state = ("silent_L", "fired_L", "counted", "dead_window")
     silent_L: Tensor  # tokens since each last fired
-    fired_L: Tensor  # since the density was last asked for, of so many tokens:
+    fired_L: Tensor  # how often each fired since the density was last taken, in so many tokens:
     counted: Tensor
     dead_window: Tensor
 
-    def __init__(self, width: int, latents: int, k: int):
-        super().__init__(width, latents, k)
+    def __init__(self, latents: int):
+        super().__init__()
         self.register_buffer("silent_L", torch.zeros(latents, dtype=torch.int64))
         self.register_buffer("fired_L", torch.zeros(latents, dtype=torch.int64))
         self.register_buffer("counted", torch.zeros((), dtype=torch.int64))
@@ -34,12 +32,12 @@ class Firing(Dictionary):
         """fired_M: the latent of each non-zero code of a batch of so many tokens."""
         self.silent_L += tokens
         self.silent_L[fired_M] = 0
-        self.fired_L += fired_M.bincount(minlength=self.latents)
+        self.fired_L += fired_M.bincount(minlength=len(self.fired_L))
         self.counted += tokens
 
     @torch.no_grad()
     def take_density(self) -> Tensor:
-        """(L): the share of tokens on which each latent fired since this was last asked."""
+        """(L): the fraction of tokens on which each latent fired since this was last called."""
         density_L = self.fired_L / self.counted.clamp(min=1)
         self.fired_L.zero_()
         self.counted.zero_()

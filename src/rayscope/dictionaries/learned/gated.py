@@ -6,8 +6,9 @@ N vectors, C vectors of a chunk, D site width, L latents, M chosen (vector, late
 import torch
 from torch import Tensor, nn
 
-from rayscope.dictionaries.learned.base import spread
 from rayscope.dictionaries.learned.penalised import Penalised
+from rayscope.dictionaries.learned.units import Units
+from rayscope.dictionaries.learned.vectors import spread
 from rayscope.dictionaries.sparse.kernels import Plan, gather_dot, of_latents, sparse_decode
 from rayscope.dictionaries.sparse.selection import above
 
@@ -31,7 +32,7 @@ class Gated(Penalised):
         super()._start(threshold)
         self.b_mag_L.copy_(self.b_enc_L)
 
-    def entries(self, products_CL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def active_codes(self, products_CL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         _, places, _ = above(products_CL, self.b_enc_L.detach(), 0.0)
         indices = places % self.latents
         values = (products_CL.flatten()[places] * self.r_mag_L.exp()[indices] + self.b_mag_L[indices]).relu()
@@ -40,7 +41,7 @@ class Gated(Penalised):
         return counts_C, indices[fires], values[fires]
 
     def _codes(self, x_ND: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
-        dot_M = gather_dot(x_ND, self.W_enc_LD, torch.zeros_like(self.b_enc_L), self.b_dec_D, plan)
+        dot_M = gather_dot(x_ND, self.W_enc_LD, torch.zeros_like(self.b_enc_L), self.centre_D, plan)
         gate_M = dot_M + of_latents(self.b_enc_L, plan)
         size_M = dot_M * of_latents(self.r_mag_L, plan).exp() + of_latents(self.b_mag_L, plan)
         return size_M.relu() * (gate_M > 0), gate_M
@@ -54,7 +55,6 @@ class Gated(Penalised):
             "gate": missed_ND.square().sum() / whole,
         }
 
-    @torch.no_grad()
-    def fold(self) -> None:
-        self.b_mag_L /= self.scale
-        super().fold()
+    def fold_input(self, units: Units) -> None:
+        super().fold_input(units)
+        self.b_mag_L /= units.scale

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rayscope.dictionaries.learned.penalised import Penalised
+from rayscope.dictionaries.learned.units import Units
 from rayscope.dictionaries.sparse.kernels import Plan, gather_dot, of_latents
 from rayscope.dictionaries.sparse.selection import above, choose_above
 
@@ -56,16 +57,16 @@ class JumpReLU(Penalised):
     def choose(self, centred_ND: Tensor) -> Plan:
         """Codes, and what is less than h / 2 below its threshold."""
         lowest_L = self.theta_L - self.bandwidth / 2
-        return choose_above(centred_ND, self.W_enc_LD, self.b_enc_L - lowest_L, self.exact_choice)
+        return choose_above(centred_ND, self.W_enc_LD, self.b_enc_L - lowest_L)
 
-    def entries(self, products_CL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def active_codes(self, products_CL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         b_enc_L = self.b_enc_L.detach()
         counts_C, places, _ = above(products_CL, b_enc_L - self.theta_L, 0.0)
         indices = places % self.latents
         return counts_C, indices, products_CL.flatten()[places] + b_enc_L[indices]
 
     def _codes(self, x_ND: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
-        pre_M = gather_dot(x_ND, self.W_enc_LD, self.b_enc_L, self.b_dec_D, plan)
+        pre_M = gather_dot(x_ND, self.W_enc_LD, self.b_enc_L, self.centre_D, plan)
         step_M, theta_M = self._step(pre_M.detach(), plan)
         return pre_M * step_M.detach() + theta_M * (step_M - step_M.detach()), pre_M
 
@@ -88,7 +89,6 @@ class JumpReLU(Penalised):
         loss = (l0 / self.k - 1).square() if self.sparsity == "quadratic" else l0
         return {"sparsity": (self.pressure * loss).to(x_ND)}
 
-    @torch.no_grad()
-    def fold(self) -> None:
-        self.log_theta_L -= self.scale.log()
-        super().fold()
+    def fold_input(self, units: Units) -> None:
+        super().fold_input(units)
+        self.log_theta_L -= units.scale.log()

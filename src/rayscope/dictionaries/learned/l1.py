@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from rayscope.dictionaries.learned.base import spread
 from rayscope.dictionaries.learned.penalised import Penalised
+from rayscope.dictionaries.learned.vectors import spread
 from rayscope.dictionaries.sparse.kernels import Plan
 
 

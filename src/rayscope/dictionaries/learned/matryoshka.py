@@ -42,14 +42,14 @@ class Nested(Learned):
         places_M = (plan.rows_M * self.latents + plan.indices_M).sort().values
         return Plan.of_positions(places_M, len(centred_ND), self.latents)
 
-    def _residuals(self, x_ND: Tensor, plan: Plan, values_M: Tensor) -> list[Tensor]:
+    def _residuals(self, goal_ND: Tensor, plan: Plan, values_M: Tensor) -> list[Tensor]:
         """One k-sparse decode of N * G rows, those of a vector and a group, and their cumulative sums over the groups."""
-        N, G = len(x_ND), len(self.groups)
+        N, G = len(goal_ND), len(self.groups)
         ends_G = torch.tensor(self.groups, device=plan.indices_M.device)
         rows_M = plan.rows_M * G + torch.searchsorted(ends_G, plan.indices_M, right=True)
         offsets = F.pad(rows_M.bincount(minlength=N * G).cumsum(0), (1, 0))
         parts_NGD = sparse_decode(values_M, self.W_dec_LD, Plan(plan.indices_M, offsets, self.latents)).view(N, G, -1)
-        return [x_ND - (x_hat_ND + self.b_dec_D) for x_hat_ND in parts_NGD.cumsum(1).unbind(1)]
+        return [goal_ND - (x_hat_ND + self.b_dec_D) for x_hat_ND in parts_NGD.cumsum(1).unbind(1)]
 
 
 class MatryoshkaTopK(Nested, TopK):

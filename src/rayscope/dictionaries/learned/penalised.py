@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rayscope.dictionaries.learned.base import Learned, full_precision
+from rayscope.dictionaries.learned.base import Learned
+from rayscope.dictionaries.learned.training_pass import TrainingPass
+from rayscope.dictionaries.learned.vectors import full_precision
 from rayscope.dictionaries.sparse.kernels import Plan
 from rayscope.dictionaries.sparse.selection import above, choose_above, threshold_for
 
@@ -81,9 +83,9 @@ class Penalised(Learned):
             )
 
     def choose(self, centred_ND: Tensor) -> Plan:
-        return choose_above(centred_ND, self.W_enc_LD, self.b_enc_L, self.exact_choice)
+        return choose_above(centred_ND, self.W_enc_LD, self.b_enc_L)
 
-    def entries(self, products_CL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def active_codes(self, products_CL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         counts_C, places, values = above(products_CL, self.b_enc_L.detach(), 0.0)
         return counts_C, places % self.latents, values
 
@@ -102,13 +104,19 @@ class Penalised(Learned):
         super().unfold()
         self.log_coefficient.fill_(self.provenance.get("log_coefficient", 0.0))
 
+    def training_pass(
+        self, x_ND: Tensor, tokens_N: Tensor | None = None, target_ND: Tensor | None = None
+    ) -> TrainingPass:
+        passed = super().training_pass(x_ND, tokens_N, target_ND)
+        passed.metrics["coefficient"] = self.pressure
+        return passed
+
     @torch.no_grad()
-    def _observe(self, plan: Plan, values_M: Tensor, vectors: int, fvu: Tensor) -> None:
-        super()._observe(plan, values_M, vectors, fvu)
-        self.last["coefficient"] = self.pressure
-        self.seen += vectors
+    def after_step(self, passed: TrainingPass) -> None:
+        super().after_step(passed)
+        self.seen += passed.vectors
         if self.steered:
             before = self.excess.clone()
-            self.excess.lerp_((self.last["l0"].double() / self.k).log().clamp(-1, 1), 0.1)
+            self.excess.lerp_((passed.l0.double() / self.k).log().clamp(-1, 1), 0.1)
             self.log_coefficient += self.excess - before + RATE * self.lr * self.excess
             self.log_coefficient.clamp_(min=LEAST)

@@ -43,8 +43,8 @@ class TiedTopK(TopK):
         super().project_gradients()
 
     @torch.no_grad()
-    def after_step(self) -> None:
-        super().after_step()
+    def project_weights(self) -> None:
+        super().project_weights()
         self._tie()  # an optimiser may round two opposite numbers differently
 
     def weights(self) -> dict[str, Tensor]:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from rayscope.dictionaries.learned.autoencoders import TopK
+from rayscope.dictionaries.learned.training_pass import TrainingPass
+from rayscope.dictionaries.learned.units import Units
 from rayscope.dictionaries.sparse.kernels import Plan
 
 
@@ -46,7 +48,7 @@ class TokenBiasTopK(TopK):
         return {**super().arguments(), "vocabulary": self.vocabulary, "prior": self.prior}
 
     def bias_at(self, tokens_N: Tensor | None = None) -> Tensor:
-        return self._outside(self.b_dec_D + self._of_tokens(tokens_N))
+        return self.output_units.invert(self.b_dec_D + self._of_tokens(tokens_N))
 
     def _of_tokens(self, tokens_N: Tensor | None) -> Tensor:
         """(N, D): B of each vector's token."""
@@ -64,7 +66,7 @@ class TokenBiasTopK(TopK):
         self, x_ND: Tensor, dead_window: int, run_tokens: int | None = None, tokens_N: Tensor | None = None
     ) -> None:
         super().prepare(x_ND, dead_window, run_tokens, tokens_N)
-        self._learn_from(self._centred(x_ND, tokens_N), tokens_N)
+        self._update_token_means(self._centred(x_ND, tokens_N), tokens_N)
 
     def _unknown(self, x_ND: Tensor, tokens_N: Tensor | None) -> Tensor:
         B_ND = self._of_tokens(tokens_N)
@@ -73,7 +75,11 @@ class TokenBiasTopK(TopK):
         return x_ND - B_ND
 
     @torch.no_grad()
-    def _learn_from(self, residual_ND: Tensor, tokens_N: Tensor | None) -> None:
+    def after_step(self, passed: TrainingPass) -> None:
+        super().after_step(passed)
+        self._update_token_means(passed.residual_ND, passed.tokens_N)
+
+    def _update_token_means(self, residual_ND: Tensor, tokens_N: Tensor) -> None:
         tokens_U, place_N, m_U = tokens_N.to(self.B_VD.device).unique(return_inverse=True, return_counts=True)
         every = Plan(place_N, torch.arange(len(place_N) + 1, device=place_N.device), len(tokens_U))
         sums_UD = every.sum_by_latent(torch.ones_like(residual_ND[:, 0]), residual_ND)
@@ -81,7 +87,6 @@ class TokenBiasTopK(TopK):
         n_U = torch.minimum(self.seen_V[tokens_U], m_U.clamp_min(self.memory))
         self.B_VD[tokens_U] += sums_UD / (n_U + self.prior)[:, None]
 
-    @torch.no_grad()
-    def fold(self) -> None:
-        self.B_VD.copy_(self._coloured(self.B_VD) / self.scale)
-        super().fold()
+    def fold_output(self, units: Units) -> None:
+        super().fold_output(units)
+        self.B_VD.copy_(units.unwhiten(self.B_VD) / units.scale)

@@ -13,6 +13,7 @@ class Whitening(nn.Module):
     Rows are vectors. Before `fit` it changes nothing.
     """
 
+    state = ("whitening.mean_D", "whitening.P_DD", "whitening.inverse_DD")
     mean_D: Tensor
     P_DD: Tensor
     inverse_DD: Tensor

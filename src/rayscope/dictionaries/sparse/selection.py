@@ -66,24 +66,24 @@ def above(products_CL: Tensor, b_L: Tensor, floor: float) -> tuple[Tensor, Tenso
     return found  # type: ignore[return-value]
 
 
-def choose_by_vector(x_ND: Tensor, W_LD: Tensor, b_L: Tensor, k: int, signed: bool, exact: bool = False) -> Plan:
+def choose_by_vector(x_ND: Tensor, W_LD: Tensor, b_L: Tensor, k: int, signed: bool) -> Plan:
     """The k largest pre = x @ W.T + b (signed: |pre|) of every vector."""
     b_L = b_L.detach()
-    chosen = [largest_in_rows(products_CL, b_L, k, signed) for _, products_CL in products(x_ND, W_LD, exact)]
+    chosen = [largest_in_rows(products_CL, b_L, k, signed) for _, products_CL in products(x_ND, W_LD, exact=False)]
     none = torch.zeros(0, k, dtype=torch.int64, device=x_ND.device)
     return Plan.of_rows(torch.cat([none, *chosen]), len(W_LD))
 
 
-def choose_by_batch(x_ND: Tensor, W_LD: Tensor, b_L: Tensor, count: int, hint: float, exact: bool = False) -> Plan:
+def choose_by_batch(x_ND: Tensor, W_LD: Tensor, b_L: Tensor, count: int, hint: float) -> Plan:
     """The `count` largest positive pre = x @ W.T + b of the whole batch (all, where fewer are positive)."""
-    places_M, _ = largest(x_ND, W_LD, b_L, count, hint, exact)
+    places_M, _ = largest(x_ND, W_LD, b_L, count, hint, exact=False)
     return Plan.of_positions(places_M, len(x_ND), len(W_LD))
 
 
-def choose_above(x_ND: Tensor, W_LD: Tensor, b_L: Tensor, exact: bool = False) -> Plan:
+def choose_above(x_ND: Tensor, W_LD: Tensor, b_L: Tensor) -> Plan:
     """Every pre = x @ W.T + b above 0."""
     b_L, places = b_L.detach(), [torch.zeros(0, dtype=torch.int64, device=x_ND.device)]
-    for start, products_CL in products(x_ND, W_LD, exact):
+    for start, products_CL in products(x_ND, W_LD, exact=False):
         places.append(above(products_CL, b_L, 0.0)[1] + start * len(W_LD))
     return Plan.of_positions(torch.cat(places), len(x_ND), len(W_LD))
 

@@ -1,0 +1,39 @@
+"""The arguments that every learned dictionary takes, refused in one line if they cannot be meant."""
+
+from rayscope.dictionaries.base import whole
+
+DECODERS = ("learned", "frozen", "soft_frozen")
+ENCODERS = ("learned", "frozen")
+
+
+def check_arguments(
+    latents: int,
+    seed: int,
+    decoder: str,
+    encoder: str,
+    lr: float | None,
+    auxk: int | None,
+    auxk_coefficient: float,
+    whiten: bool,
+) -> None:
+    """Raises ValueError with the argument and its value."""
+    if decoder not in DECODERS:
+        raise ValueError(f"decoder={decoder!r}; it is one of {', '.join(DECODERS)}")
+    if encoder not in ENCODERS:
+        raise ValueError(f"encoder={encoder!r}; it is one of {', '.join(ENCODERS)}")
+    whole(seed=seed, **({} if auxk is None else {"auxk": auxk}))
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed={seed} must fit in 64 bits, as torch's generators take it")
+    for name, value in (("lr", 1 if lr is None else lr), ("auxk_coefficient", auxk_coefficient)):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{name}={value!r} must be a number")
+    if lr is not None and not lr > 0:
+        raise ValueError(f"lr={lr} must be above 0 (null: 2e-4 / sqrt(latents / 2**14))")
+    if auxk is not None and not 0 <= auxk <= latents:
+        raise ValueError(f"auxk={auxk} must be between 0 (off) and the {latents} latents")
+    if not auxk_coefficient >= 0:
+        raise ValueError(f"auxk_coefficient={auxk_coefficient} must be at least 0")
+    if whiten and decoder == "soft_frozen":
+        raise ValueError(
+            "whiten=True with decoder='soft_frozen': a cap about a row drawn in whitened space is no cap in x; choose one"
+        )

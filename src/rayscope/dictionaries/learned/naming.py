@@ -1,0 +1,26 @@
+"""How the state of a dictionary's parts is named in files and checkpoints: as the dictionary's own, `scale`, `silent_L`."""
+
+from torch import Tensor, nn
+
+PARTS = ("firing.", "units.input.")
+
+
+def named_as_own(dictionary: nn.Module, state: dict[str, Tensor], prefix: str, _: dict) -> None:
+    """After `state_dict`: the parts' prefixes go. Order: parameters, parts, other buffers, whitening."""
+    parameters = dict(dictionary.named_parameters())
+    own = {name.removeprefix(prefix): state.pop(name) for name in list(state) if name.startswith(prefix)}
+
+    def place(name: str) -> int:
+        return 3 if "whitening" in name else 0 if name in parameters else 1 if name.startswith(PARTS) else 2
+
+    for name in sorted(own, key=place):
+        part = next((part for part in PARTS if name.startswith(part)), "")
+        state[prefix + name.removeprefix(part)] = own[name]
+
+
+def named_by_part(dictionary: nn.Module, state: dict[str, Tensor], prefix: str, *_) -> None:
+    """Before `load_state_dict`: the inverse."""
+    for part in PARTS:
+        for name in dictionary.get_submodule(part[:-1]).state_dict():
+            if prefix + name in state:
+                state[f"{prefix}{part}{name}"] = state.pop(prefix + name)
