@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+import platformdirs
+
 try:
     import fcntl
 except ImportError:  # not on Windows
@@ -25,6 +27,11 @@ DAY = 86_400.0  # seconds
 def real(path: str | os.PathLike[str]) -> Path:
     """Absolute and without links. Unlike `Path.resolve`, which raises RuntimeError for links that lead in a circle."""
     return Path(os.path.realpath(path))
+
+
+def cache_folder() -> Path:
+    """$RAYSCOPE_CACHE, or the user's own: packed text is in its folder text, compiled C in native, the peers in peers."""
+    return Path(os.environ.get("RAYSCOPE_CACHE") or platformdirs.user_cache_dir("rayscope"))
 
 
 def write_whole(path: Path, text: str) -> None:

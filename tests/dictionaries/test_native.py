@@ -32,8 +32,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def plant(cache: Path, library: bytes) -> Path:
-    path = cache / "rayscope/native" / native.name_of(["cc"])
-    for folder in (cache, path.parent.parent, path.parent):
+    path = cache / "native" / native.name_of(["cc"])
+    for folder in (cache, path.parent):
         folder.mkdir(mode=0o755)
     path.write_bytes(library)
     path.chmod(0o755)
@@ -54,7 +54,7 @@ def test_a_library_of_the_users_own_is_loaded(planted: bytes, tmp_path: Path, ho
 
 
 @pytest.mark.parametrize("mode", [0o775, 0o757, 0o1777])
-@pytest.mark.parametrize("which", ["", "rayscope", "rayscope/native"])
+@pytest.mark.parametrize("which", ["", "native"])
 def test_a_folder_that_others_may_write_to_is_not_used(
     planted: bytes, tmp_path: Path, home: Path, which: str, mode: int
 ):
@@ -89,7 +89,7 @@ def test_a_file_that_others_may_have_written_is_built_again(planted: bytes, tmp_
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file away")
-@pytest.mark.parametrize("which", ["", "rayscope", "rayscope/native", "file"])
+@pytest.mark.parametrize("which", ["", "native", "file"])
 def test_what_another_user_owns_is_not_loaded(planted: bytes, tmp_path: Path, home: Path, which: str):
     path = plant(tmp_path / "cache", planted)
     os.chown(path if which == "file" else tmp_path / "cache" / which, 65534, 65534)
@@ -118,7 +118,7 @@ def test_whatever_the_umask_it_is_built_once_if_there_is_a_place(tmp_path: Path,
 
 
 def test_what_a_killed_build_left_is_swept(tmp_path: Path, home: Path):
-    left = tmp_path / "cache/rayscope/native" / f".build-x{PARTIAL}"
+    left = tmp_path / "cache/native" / f".build-x{PARTIAL}"
     left.mkdir(parents=True)
     os.utime(left, (0, 0))
     native.found(["cc"])

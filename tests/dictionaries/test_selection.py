@@ -134,7 +134,7 @@ def test_a_broken_library_in_the_cache_is_built_anew(tmp_path, monkeypatch):
     if native.library() is None:
         pytest.skip("no C compiler here")
     monkeypatch.setenv("RAYSCOPE_CACHE", str(tmp_path))
-    path = tmp_path / "rayscope/native" / native.name_of(["cc"])
+    path = tmp_path / "native" / native.name_of(["cc"])
     path.parent.mkdir(parents=True)
     path.write_bytes(b"cut short")
     native.library.cache_clear()

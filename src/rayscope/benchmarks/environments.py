@@ -7,8 +7,7 @@ from pathlib import Path
 
 from rayscope.console import say
 from rayscope.dictionaries.sparse.native import trusted
-from rayscope.files import write_whole
-from rayscope.text.packing import cache_folder
+from rayscope.files import cache_folder, write_whole
 
 TORCH = "torch==2.13.0"  # before the rest: with it in place pip has no reason to fetch another build
 COMMON = ["einops", "safetensors", "tqdm", "transformers==5.23.0", "datasets==5.2.0"]

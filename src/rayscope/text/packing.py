@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 
 from rayscope.console import progress, say
-from rayscope.files import sweep, whole_folder
+from rayscope.files import cache_folder, sweep, whole_folder
 from rayscope.text.documents import END_OF_TEXT, SPLITS, Document, Source, split_of
 
 PROBE = "".join(map(chr, range(1, 0x600)))
@@ -51,11 +50,6 @@ class PackedText:
         if split not in SPLITS:
             raise ValueError(f"split={split}: there are {', '.join(SPLITS)}")
         return getattr(self, split)
-
-
-def cache_folder() -> Path:
-    """RAYSCOPE_CACHE, or the user's cache folder."""
-    return Path(os.environ.get("RAYSCOPE_CACHE") or platformdirs.user_cache_dir("rayscope"))
 
 
 def pack(source: Source, tokenizer, context: int, cache: str | Path | None = None) -> PackedText:

@@ -21,10 +21,11 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
+import platformdirs
 import torch
 from torch import Tensor
 
-from rayscope.files import sweep, whole_file
+from rayscope.files import cache_folder, sweep, whole_file
 
 FLAGS = ("-O3", "-march=native", "-fPIC", "-fno-math-errno")
 POINTER, LONG, INT, FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
@@ -84,10 +85,13 @@ def name_of(command: list[str]) -> str:
 
 
 def caches() -> list[tuple[Path, str]]:
-    """(cache folder, folder in it): RAYSCOPE_CACHE's, and one of the user's own that holds nothing else."""
-    own = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111 (Path.home() raises where there is none)
-    places = [(Path(os.environ.get("RAYSCOPE_CACHE") or own), "rayscope/native")]
-    return [*places, (own, "rayscope-native")] if own.is_absolute() else places
+    """(folder, folder in it): `native` in the cache folder, and one of the user's own that holds nothing else.
+
+    The cache folder of the user, unlike $RAYSCOPE_CACHE, is made for its owner alone if it is not there.
+    """
+    own = Path(platformdirs.user_cache_dir())
+    place = (cache_folder(), "native") if os.environ.get("RAYSCOPE_CACHE") else (own, "rayscope/native")
+    return [place, (own, "rayscope-native")] if own.is_absolute() else [place]
 
 
 @contextmanager
