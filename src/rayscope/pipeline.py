@@ -15,8 +15,10 @@ from rayscope.dictionaries import Dictionary, Learned, load
 from rayscope.evaluation.comparison import Comparison, headline_budget, position_means
 from rayscope.evaluation.measurement import Measurement, check_options, measure
 from rayscope.evaluation.saved import load_dictionaries
+from rayscope.features.appearance import appearance, with_appearance
 from rayscope.features.contexts import top_contexts
-from rayscope.features.token_features import Tokens, appearance, choose_tokens, token_features, with_appearance
+from rayscope.features.token_features import token_features
+from rayscope.features.tokens import Tokens, choose_tokens
 from rayscope.files import write_whole
 from rayscope.model.sites import Site
 from rayscope.runs.settings import say_otherwise_trained

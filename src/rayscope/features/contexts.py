@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from rayscope.dictionaries.base import Codes, Dictionary
 from rayscope.features.detection import columns
-from rayscope.features.token_features import text_of
+from rayscope.features.tokens import text_of
 
 if TYPE_CHECKING:
     from rayscope.model.sites import Site

@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from rayscope.dictionaries.base import Codes
 
 COLUMNS = 16  # of dense scores that are ranked at once
-CRITERIA = ("balanced_accuracy", "auroc")
 
 
 class Ranked:
@@ -147,21 +146,18 @@ def positives(classes_N: Tensor, tokens: int) -> Tensor:
     return classes_N.bincount(minlength=tokens + 1)[:tokens]
 
 
-def choose(ranked: Sequence[Ranked], classes_N: Tensor, tokens: int, by: str = "balanced_accuracy") -> Detectors:
+def choose(ranked: Sequence[Ranked], classes_N: Tensor, tokens: int) -> Detectors:
     """The best detector of each token among all latents, `ranked` for sign +1 and, for signed codes, for -1 as well.
 
-    by: "balanced_accuracy" at its best threshold, of equal ones the greatest AUROC; or "auroc", of equal ones the
-    greatest balanced accuracy. Then the lowest latent, then sign +1.
+    The best has the greatest balanced accuracy at its best threshold; of equal ones the greatest AUROC, then the
+    lowest latent, then sign +1.
     """
-    if by not in CRITERIA:
-        raise ValueError(f"by={by}: a latent is chosen by {' or '.join(CRITERIA)}")
     cuts = [r.best_cut(classes_N, tokens) for r in ranked]
     gain = torch.stack([gain_LT for gain_LT, _ in cuts], 1).flatten(0, 1)  # latent 0 +, latent 0 -, latent 1 +, ...
     thresholds = torch.stack([threshold_LT for _, threshold_LT in cuts], 1).flatten(0, 1)
     auroc_LT = ranked[0].auroc(classes_N, tokens)
     auroc = torch.stack([auroc_LT, 1 - auroc_LT][: len(ranked)], 1).flatten(0, 1).nan_to_num(0.0)
-    first, second = (gain.double(), auroc) if by == "balanced_accuracy" else (auroc, gain.double())
-    chosen_T = second.masked_fill(first < first.amax(0), -torch.inf).argmax(0)
+    chosen_T = auroc.masked_fill(gain < gain.amax(0), -torch.inf).argmax(0)
     place = (chosen_T, torch.arange(tokens))
     positives_T = positives(classes_N, tokens)
     pairs_T = positives_T * (len(classes_N) - positives_T)

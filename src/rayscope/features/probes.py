@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rayscope.streams.stream import Batch
 
 
-class Moments:
+class ProbeSums:
     """Sums over vectors for a probe: all of them, their products, and by class of J labellings of T tokens."""
 
     def __init__(self, labellings: int, tokens: int):
@@ -47,19 +47,19 @@ class Probe:
     along mu_v - mu). The ridge is a share of each dimension's own variance, so that units do not matter.
     """
 
-    def __init__(self, moments: Moments, ridge: float = 1e-3):
-        if moments.count < 2:
-            raise ValueError(f"a probe was given {moments.count} vectors to fit; it needs thousands")
-        mean_D = moments.sum_D / moments.count
-        covariance_DD = moments.products_DD / moments.count - mean_D.outer(mean_D)
+    def __init__(self, sums: ProbeSums, ridge: float = 1e-3):
+        if sums.count < 2:
+            raise ValueError(f"a probe was given {sums.count} vectors to fit; it needs thousands")
+        mean_D = sums.sum_D / sums.count
+        covariance_DD = sums.products_DD / sums.count - mean_D.outer(mean_D)
         variance_D = covariance_DD.diagonal().clone()
         floor = max(float(variance_D.max()) * 1e-9, 1e-30)
         covariance_DD.diagonal().add_((ridge * variance_D).clamp(min=floor))
         eye_DD = torch.eye(len(mean_D), dtype=torch.float64)
         whiten_DD = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance_DD), eye_DD, upper=False)
-        counts_JT = moments.positives_JT
-        offsets_JTD = moments.sums_JTD / counts_JT.clamp(min=1)[..., None] - mean_D * (counts_JT > 0)[..., None]
-        self.mean_D = (moments.shift_D.double().cpu() + mean_D).float()
+        counts_JT = sums.positives_JT
+        offsets_JTD = sums.sums_JTD / counts_JT.clamp(min=1)[..., None] - mean_D * (counts_JT > 0)[..., None]
+        self.mean_D = (sums.shift_D.double().cpu() + mean_D).float()
         self.whiten_DD = whiten_DD.float()
         self.means_JTD = (offsets_JTD @ whiten_DD.T).float()  # whitened class means
         self.weights_JTD = (offsets_JTD @ whiten_DD.T @ whiten_DD).float()
@@ -83,15 +83,13 @@ class Probe:
 
 
 @torch.no_grad()
-def fit_probes(
-    batches: Iterable["Batch"], keys: Sequence[str], classes_JN: Tensor, tokens: int, ridge: float
-) -> dict[str, Probe]:
+def fit_probes(batches: Iterable["Batch"], keys: Sequence[str], classes_JN: Tensor, tokens: int) -> dict[str, Probe]:
     """{site.key: Probe}, in one pass over the batches that the classes were taken from."""
-    moments = {key: Moments(len(classes_JN), tokens) for key in keys}
+    sums = {key: ProbeSums(len(classes_JN), tokens) for key in keys}
     for batch, part_JN in with_classes(batches, classes_JN):
         for key in keys:
-            moments[key].add(batch.activations[key].float().cpu(), part_JN)
-    return {key: Probe(moments.pop(key), ridge) for key in keys}
+            sums[key].add(batch.activations[key].float().cpu(), part_JN)
+    return {key: Probe(sums.pop(key)) for key in keys}
 
 
 @torch.no_grad()

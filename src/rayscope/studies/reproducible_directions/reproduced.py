@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from rayscope.console import track
 from rayscope.dictionaries import Codes, Dictionary
 from rayscope.evaluation.reconstruction import pieces
-from rayscope.features.token_features import Labels, collect
+from rayscope.features.token_features import collect
+from rayscope.features.tokens import Labels
 from rayscope.streams.stream import Batch
 
 CHUNK = 2**22  # numbers of a dense matrix at one time
