@@ -4,6 +4,7 @@ import random
 from pathlib import Path
 
 import torch
+from scipy.optimize import linear_sum_assignment
 
 TEXT = """the a of and to in that it was he she they with his her for had on at by but not from this which all were one
 said there out when up who would if them then into time some could very little like now man house river light hand road
@@ -60,6 +61,13 @@ def save_gpt2(folder: Path) -> Path:
     network.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def mcc(A_LD: torch.Tensor, B_MD: torch.Tensor, signed: bool = False) -> float:
+    """Mean cosine of the one-to-one match of unit rows with the greatest sum; signed: of |cosines|."""
+    cosines_LM = torch.nn.functional.normalize(A_LD) @ torch.nn.functional.normalize(B_MD).T
+    cosines_LM = (cosines_LM.abs() if signed else cosines_LM).detach()
+    return cosines_LM[linear_sum_assignment(cosines_LM.numpy(), maximize=True)].mean().item()
 
 
 def latest(*arguments: object) -> list[str]:

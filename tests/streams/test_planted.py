@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from scipy.optimize import linear_sum_assignment
 
 from rayscope.baselines import pca
 from rayscope.dictionaries import TopK
@@ -10,6 +9,7 @@ from rayscope.streams.planted import World
 from rayscope.streams.statistics import Moments
 from rayscope.streams.stream import Batch
 from rayscope.training.trainer import train
+from toys import mcc
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 N = 40_000
@@ -107,11 +107,6 @@ def test_a_batch_depends_on_world_split_and_number_alone():
     assert not torch.equal(World(60, 16, 4.0, **(ASKED | {"seed": 5})).rays_FD, world.rays_FD)
 
 
-def mcc(rays_FD: torch.Tensor, rows_LD: torch.Tensor) -> float:
-    cosines_FL = (rays_FD @ rows_LD.T).abs()
-    return cosines_FL[linear_sum_assignment(-cosines_FL.numpy())].mean().item()
-
-
 def test_topk_recovers_the_rays_and_pca_does_not(tmp_path):
     world = World(48, 24, 2.0, firing="uniform", seed=1)
     stream = world.stream("train", 512 * 300, 512)
@@ -119,8 +114,8 @@ def test_topk_recovers_the_rays_and_pca_does_not(tmp_path):
     train(stream, {world.site: {"topk": dictionary}}, tmp_path)
     moments = Moments()
     moments.update(Batch.join(world.stream("test", 20_000)).activations["planted"])
-    assert mcc(world.rays_FD, dictionary.directions.detach()) > 0.9
-    assert mcc(world.rays_FD, pca(moments, 2, "topk").directions) < 0.6
+    assert mcc(world.rays_FD, dictionary.directions, signed=True) > 0.9
+    assert mcc(world.rays_FD, pca(moments, 2, "topk").directions, signed=True) < 0.6
 
 
 @pytest.mark.parametrize(

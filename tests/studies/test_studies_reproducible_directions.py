@@ -27,7 +27,6 @@ from rayscope.studies.reproducible_directions.reproduced import (
     by_latent,
     correlation,
     explained_variance,
-    mutual_nearest,
     reproduced,
 )
 from rayscope.studies.reproducible_directions.study import ratio, reproducible_directions
@@ -70,14 +69,6 @@ def test_one_document_cannot_be_halved(model, packed):
     train = Rows(packed.train.tokens[:9], np.zeros_like(packed.train.documents[:9]), packed.train.counts)
     with pytest.raises(ValueError, match="9 training rows cannot be halved by document"):
         halves(Source(model, replace(packed, train=train)), 100)
-
-
-def test_matches_are_mutual_so_that_none_serves_twice():
-    A = torch.tensor([[1.0, 0.0], [3.0, 1.0], [0.0, -2.0]])
-    B = torch.tensor([[5.0, 1.0], [0.0, 1.0], [-1.0, -1.0]])  # both of A's first are nearest to B's first
-    partner_L, cosine_L = mutual_nearest(A, B)
-    assert partner_L.tolist() == [-1, 0, 2]  # the second is nearer to it (cosine 16 / sqrt(10 * 26))
-    torch.testing.assert_close(cosine_L, torch.tensor([-1.0, 16 / 260**0.5, 0.5**0.5]))
 
 
 def held_out(documents_N: torch.Tensor, draws: int = 20) -> HeldOut:

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from scipy.sparse import coo_array, csc_array, csr_array
 from torch import Tensor
-from torch.nn import functional as F
 
 from rayscope.console import track
 from rayscope.dictionaries import Codes, Dictionary
+from rayscope.evaluation.matching import mutual_nearest
 from rayscope.evaluation.reconstruction import pieces
 from rayscope.features.token_features import collect
 from rayscope.features.tokens import Labels
@@ -196,20 +196,6 @@ def candidates(kept_L: Tensor, vectors: int) -> Iterator[Tensor]:
     """Their numbers, so many at a time that a dense column each is at most CHUNK numbers."""
     chosen = kept_L.nonzero()[:, 0]
     return iter(chosen.split(max(1, CHUNK // vectors))) if len(chosen) else iter(())
-
-
-def mutual_nearest(A_LD: Tensor, B_KD: Tensor) -> tuple[Tensor, Tensor]:
-    """(partner_L, cosine_L): the row of B nearest to each row of A where that row's nearest is this one; else -1, -1."""
-    A_LD, B_KD = (F.normalize(W.detach().float(), eps=1e-30) for W in (A_LD, B_KD))
-    nearest_L, cosine_L = nearest(A_LD, B_KD)
-    back_K, _ = nearest(B_KD, A_LD)
-    mutual_L = back_K[nearest_L] == torch.arange(len(A_LD))
-    return torch.where(mutual_L, nearest_L, -1), torch.where(mutual_L, cosine_L, -1.0)
-
-
-def nearest(A_LD: Tensor, B_KD: Tensor) -> tuple[Tensor, Tensor]:
-    parts = [(A_CD @ B_KD.T).max(1) for A_CD in A_LD.split(max(1, CHUNK // len(B_KD)))]
-    return torch.cat([part.indices for part in parts]).cpu(), torch.cat([part.values for part in parts]).cpu()
 
 
 def correlation(held_out: HeldOut, a_NC: Tensor, b_NC: Tensor) -> Tensor:
