@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from rayscope.baselines import fit_sites, pca_topk
+from rayscope.baselines import pca
 from rayscope.dictionaries import TopK
 from rayscope.evaluation import metrics
 from rayscope.evaluation.quantisation import Calibration
 from rayscope.evaluation.reconstruction import reconstruct
 from rayscope.streams.planted import World
+from rayscope.streams.statistics import Moments
 from rayscope.streams.stream import Batch
 
 
@@ -19,7 +20,10 @@ def test_meters_hold_the_metrics_of_all_vectors_at_once(monkeypatch):
     x_ND = held_out.activations["planted"]
     dictionary = TopK(12, 30, 3)
     dictionary.prepare(x_ND, 1000)
-    linear = pca_topk(fit_sites(None, stream.sites, stream)["planted"]).with_k(4)
+    moments = Moments()
+    for batch in stream:
+        moments.update(batch.activations["planted"])
+    linear = pca(moments, 4, "topk")
     both = {world.site: {"rays": dictionary, "pca": linear}}
     whole = torch.ones(1, 12, dtype=torch.float64)  # documents of 64 vectors
     meters = reconstruct(both, held_out)[world.site]

@@ -4,8 +4,10 @@ A new one is a function `(fit: SiteFit) -> Dictionary | None` here or anywhere, 
 given back at k = 1 and measured at whatever k costs the bits that it is compared at; None means: does not fit this site.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import wraps
+from typing import Any
 
 from torch import Tensor
 
@@ -51,18 +53,15 @@ class SiteFit:
 
 
 def fit_sites(
-    model: LanguageModel | None, sites: Iterable[Site], batches: Iterable[Batch], sample: int = 0, seed: int = 0
+    model: LanguageModel, sites: Iterable[Site], batches: Iterable[Batch], sample: int = 0, seed: int = 0
 ) -> dict[str, SiteFit]:
-    """{site.key: fit}, in one pass over the batches; `sample` vectors of each site, at the same positions, stay in memory.
-
-    Without a model (a planted world): no matrices, and one token, 0.
-    """
+    """{site.key: fit}, in one pass over the batches; `sample` vectors of each site, at the same positions, stay in memory."""
     fits = {
         site.key: SiteFit(
             site,
             Moments(),
-            TokenSums(model.vocabulary if model else 1, site.width),
-            matrices(model, site) if model else {},
+            TokenSums(model.vocabulary, site.width),
+            matrices(model, site),
             Sample(sample, seed) if sample else None,
         )
         for site in sites
@@ -82,34 +81,33 @@ def matrices(model: LanguageModel, site: Site) -> dict[str, Tensor]:
     return {"W_E": transformer.wte.weight, "W_in": mlp.c_fc.weight, "W_out": mlp.c_proj.weight}
 
 
-def pca_prefix(fit: SiteFit) -> Dictionary:
+def pca_prefix(fit: SiteFit) -> Linear:
     """The first k principal components, as PCA is usually truncated."""
     return pca(fit.moments, 1, "prefix")
 
 
-def pca_topk(fit: SiteFit) -> Dictionary:
+def pca_topk(fit: SiteFit) -> Linear:
     """The k principal components with the largest |coefficients| of each vector: PCA used as a sparse code."""
     return pca(fit.moments, 1, "topk")
 
 
-def pca_split(fit: SiteFit) -> Dictionary:
-    """The k rays with the largest codes among both ends of each principal component."""
-    return split(pca(fit.moments, 1, "topk"))
-
-
-def ica(fit: SiteFit, components: int, seed: int = 0, iterations: int = 100, tolerance: float = 1e-3) -> Dictionary:
-    return _ica(fit, components, seed, iterations, tolerance)
-
-
-def ica_split(
-    fit: SiteFit, components: int, seed: int = 0, iterations: int = 100, tolerance: float = 1e-3
-) -> Dictionary:
-    """Both ends of each independent component, as rays."""
-    return split(_ica(fit, components, seed, iterations, tolerance))
-
-
-def _ica(fit: SiteFit, components: int, seed: int, iterations: int, tolerance: float) -> Linear:
+def ica(fit: SiteFit, components: int, seed: int = 0, iterations: int = 100, tolerance: float = 1e-3) -> Linear:
+    """Independent components, k of them by OMP."""
     return independent.ica(fit.vectors_SD, components, 1, seed=seed, iterations=iterations, tolerance=tolerance)
+
+
+def both_ends(baseline: Callable[..., Linear]) -> Callable[..., Linear]:
+    """The baseline with the same arguments, and both ends of each of its directions as rays."""
+
+    @wraps(baseline)
+    def fitted(fit: SiteFit, *args: Any, **options: Any) -> Linear:
+        return split(baseline(fit, *args, **options))
+
+    return fitted
+
+
+pca_split = both_ends(pca_topk)
+ica_split = both_ends(ica)
 
 
 def semi_nmf(fit: SiteFit, latents: int, seed: int = 0, iterations: int = 50) -> Dictionary:

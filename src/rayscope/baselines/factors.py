@@ -14,38 +14,33 @@ from rayscope.baselines.kmeans import clusters
 from rayscope.dictionaries import Linear
 
 
-def semi_nmf(
-    x_SD: Tensor, latents: int, k: int, *, seed: int = 0, iterations: int = 50, centred: bool = True
-) -> Linear:
+def semi_nmf(x_SD: Tensor, latents: int, k: int, *, seed: int = 0, iterations: int = 50) -> Linear:
     """Rays W of x = b + Z W, Z >= 0 and W of any sign: Ding, Li and Jordan's semi-NMF (2010), coded by OMP of rays.
 
         W = (Z'Z)^-1 Z'X,   Z <- Z sqrt( ((X W')+ + Z (W W')-) / ((X W')- + Z (W W')+) ),   (.)+, (.)- the positive and negative parts
 
     from k-means' clusters, their indicator plus .2; no step raises the error. At most D rows: from D + 1 on some rows
     span all vectors with non-negative weights, the error is 0 whatever the data, and nothing is learned.
-    b is the mean, as in the other baselines, so that no code goes into it; centred=False: 0, the paper's model.
+    b is the mean, as in the other baselines, so that no code goes into it (the paper's model has no b).
     """
-    W_LD, bias_D, losses = semi_nmf_fit(x_SD, latents, seed, iterations, centred)
+    mean_D = x_SD.double().mean(0)
+    W_LD, losses = semi_nmf_fit((x_SD.double() - mean_D).float(), latents, seed, iterations)
     norms_L = W_LD.norm(dim=1)
     W_LD = W_LD[norms_L > 1e-6 * norms_L.max()]
-    dictionary = Linear(len(bias_D), len(W_LD), k, "omp", W_LD, bias_D, signed=False)
+    dictionary = Linear(len(mean_D), len(W_LD), k, "omp", W_LD, mean_D, signed=False)
     dictionary.provenance = {"sample": len(x_SD), "seed": seed, "iterations": iterations, "loss": losses[-1]}
     return dictionary
 
 
 @torch.no_grad()
-def semi_nmf_fit(
-    x_SD: Tensor, latents: int, seed: int, iterations: int, centred: bool = True
-) -> tuple[Tensor, Tensor, list[float]]:
-    """(W, b, |X - Z W|^2 / |X|^2 after each update of W), X = x - b."""
-    S, D = x_SD.shape
+def semi_nmf_fit(X_SD: Tensor, latents: int, seed: int, iterations: int) -> tuple[Tensor, list[float]]:
+    """(W, |X - Z W|^2 / |X|^2 after each update of W)."""
+    S, D = X_SD.shape
     if not 1 <= latents <= min(S, D):
         raise ValueError(
             f"latents={latents}: semi-NMF takes 1 to {min(S, D)} of {S} vectors of width {D}; "
             "more rows span everything without learning"
         )
-    bias_D = x_SD.double().mean(0) if centred else torch.zeros(D, dtype=torch.float64)
-    X_SD = (x_SD.double() - bias_D).float()
     total = X_SD.double().square().sum()
     if not total > 0:
         raise ValueError(f"the {S} vectors of the sample are all equal; semi-NMF needs some that differ")
@@ -69,7 +64,7 @@ def semi_nmf_fit(
         up_SL = along_SL.clamp_min(0).addmm_(Z_SL, (-rows_LL).clamp_min_(0))
         down_SL = along_SL.neg_().clamp_min_(0).addmm_(Z_SL, rows_LL.clamp_min(0))
         Z_SL *= up_SL.div_(down_SL.clamp_min_(1e-12)).sqrt_()
-    return W_LD * (total / S).sqrt(), bias_D, losses
+    return W_LD * (total / S).sqrt(), losses
 
 
 def nmf(

@@ -23,11 +23,10 @@ def ica(
     seed: int = 0,
     iterations: int = 100,
     tolerance: float = 1e-3,
-    coder: str = "omp",
 ) -> Linear:
     """Directions from which independent, non-Gaussian sources are mixed: x = mean + s A, s = whitened x rotated by FastICA.
 
-    Whitening keeps the `components` greatest principal components, or as many as have variance. Rows of A, made unit,
+    Whitening keeps the `components` greatest principal components, or as many as have variance. Rows of A, scaled to unit length,
     are the directions. They are not orthogonal, so that y . a is no source; the coder is OMP, which suits any
     directions (choosing the largest sources instead would use a k for which the others' part is lost).
     """
@@ -50,7 +49,7 @@ def ica(
         ):  # of the rotation's pseudo-inverse, at the end: not read here, and in float32 an SVD
             fit.fit(white_SR)  # of singular values that are all 1 does not always converge
     rotation_RR = torch.from_numpy(fit.components_).double()
-    dictionary = Linear(len(mean_D), kept, k, coder, rotation_RR * scale_R @ axes_DR.T, mean_D)
+    dictionary = Linear(len(mean_D), kept, k, "omp", rotation_RR * scale_R @ axes_DR.T, mean_D)
     found = {"iterations": fit.n_iter_, "converged": fit.n_iter_ < iterations}
     dictionary.provenance = {"sample": len(x_SD), "seed": seed, **found}
     return dictionary

@@ -107,9 +107,8 @@ class LanguageModel:
         first: int = 0,
         read: Callable[[str, Tensor], None] = lambda hook, x: None,
         edit: dict[str, Edit] | None = None,
-        last: int | None = None,
     ) -> Tensor:
-        """The residual stream after block `last` (the final one by default), from the one before block `first`.
+        """The residual stream after the final block, from the one before block `first`.
 
         read(hook, x): called with every site's activation, after its edit; it may raise Stop.
         edit: {hook: f}, the activation x at the hook becomes f(x) for all that comes after.
@@ -123,9 +122,7 @@ class LanguageModel:
             return x
 
         x = residual_RCD
-        blocks = self.network.transformer.h
-        for layer in range(first, len(blocks) if last is None else last + 1):
-            block = blocks[layer]
+        for layer, block in list(enumerate(self.network.transformer.h))[first:]:
             x = site(layer, "hook_resid_pre", x)
             x = x + site(layer, "hook_attn_out", attention(block.attn, block.ln_1(x)))
             x = site(layer, "hook_resid_mid", x)

@@ -9,6 +9,7 @@ from torch import Tensor
 from rayscope.dictionaries.coders.support import in_chunks, least_squares
 
 CHUNK = 256  # a few (C, L) matrices are held
+SEARCHES, ITERATIONS, TOLERANCE = 8, 200, 1e-4  # penalties tried per vector; of each lasso
 
 
 @torch.no_grad()
@@ -17,20 +18,13 @@ def fista(
     W_LD: Tensor,
     k: int,
     signed: bool = True,
-    searches: int = 8,
-    iterations: int = 200,
-    tolerance: float = 1e-4,
 ) -> tuple[Tensor, Tensor]:
     """(indices, values), both (N, k): the support from a lasso, the values by least squares on it (rays: over z >= 0).
 
-    Each vector has a penalty of its own: of the `searches` tried by bisecting log penalty between .001 and 1 times
-    the least that gives z = 0, the largest whose lasso has at least k codes (the least tried, where none has). The k
+    Each vector has a penalty of its own: of the SEARCHES tried by bisecting log penalty between .001 and 1 times
+    the least that gives z = 0, the largest whose lasso has at least k codes (the least tried, if none has). The k
     largest of that lasso's codes are the support. Each lasso starts from the one before.
     """
-    if searches < 1 or iterations < 1 or not tolerance > 0:
-        raise ValueError(
-            f"searches={searches}, iterations={iterations} must be at least 1, tolerance={tolerance} above 0"
-        )
     curvature = _curvature(W_LD)
 
     def chunk(x_CD: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,9 +33,9 @@ def fista(
         low_C, high_C = (most_C * 1e-3).log(), most_C.log()
         z_CL = found_CL = torch.zeros_like(products_CL)
         held_C = torch.zeros(len(x_CD), dtype=torch.bool, device=x_CD.device)
-        for _ in range(searches):
+        for _ in range(SEARCHES):
             middle_C = (low_C + high_C) / 2
-            z_CL = lasso(x_CD, W_LD, middle_C.exp(), signed, iterations, tolerance, z_CL, curvature)
+            z_CL = lasso(x_CD, W_LD, middle_C.exp(), signed, ITERATIONS, TOLERANCE, z_CL, curvature)
             enough_C = (z_CL != 0).sum(1) >= k
             # without enough codes so far every penalty tried was less than the one before: the last is the least
             found_CL = torch.where((enough_C | ~held_C)[:, None], z_CL, found_CL)
