@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-COLOURS = {"rays": "#0072b2", "directions": "#d55e00", "baseline": "#009e73", "told": "#8a5aa8", "null": "#7a7a7a"}
+COLOURS = {"rays": "#0072b2", "directions": "#d55e00", "baseline": "#009e73", "told": "#8a5aa8", "control": "#7a7a7a"}
 MARKERS, LINES = "^vDPX<>*p", ("-", "--", ":", "-.")
 STYLE = {
     "text.parse_math": False,

@@ -13,6 +13,7 @@ import pandas as pd
 from rayscope.console import say
 from rayscope.dictionaries import Dictionary, Learned, load
 from rayscope.evaluation.comparison import Comparison, headline_budget, position_means
+from rayscope.evaluation.entry import Entry, by_site
 from rayscope.evaluation.measurement import Measurement, check_options, measure
 from rayscope.evaluation.saved import load_dictionaries
 from rayscope.features.appearance import appearance, with_appearance
@@ -138,7 +139,9 @@ def is_trained(folder: Path) -> bool:
 def made(make: Callable[..., Learned], site: Site, vocabulary: int) -> Learned:
     """A dictionary of the site's width, and, if its kind has one, of the model's vocabulary: see `Learned.from_model`."""
     facts = {"width": site.width, "vocabulary": vocabulary}
-    kind = getattr(make, "func", make)  # of a partial
+    kind: Any = make
+    while hasattr(kind, "func"):  # a partial, or a partial of Hydra's
+        kind = kind.func
     return make(**{name: facts[name] for name in getattr(kind, "from_model", Learned.from_model)})
 
 
@@ -196,9 +199,9 @@ def finetune_dictionaries(
 
 def measure_compared(compared: Comparison, *, validation_tokens: int, **options: Any) -> Measurement:
     source = compared.source
-    validation = source.windows("validation", list(compared.all), validation_tokens)
+    validation = source.windows("validation", compared.sites, validation_tokens)
     means = position_means(compared)
-    return measure(source.model, source.text.test, compared.all, means, validation, seed=source.seed, **options)
+    return measure(source.model, source.text.test, compared.entries, means, validation, seed=source.seed, **options)
 
 
 def evaluate_dictionaries(compared: Comparison, folder: Path, *, draws: int, **options: Any) -> pd.DataFrame:
@@ -223,32 +226,22 @@ def measure_features(
     contexts: int,
 ) -> pd.DataFrame:
     """Writes token_features.csv and contexts.json, from the snapshots too where the folder has some."""
-    source, dictionaries, both, headline_k = compared.source, compared.learned, compared.all, compared.headline_k
-    both = named_or_headline(both, names, headline_k)
-    sites = list(both)
+    source = compared.source
+    entries = named_or_headline(compared.entries, names, compared.headline_k)
+    sites = list(dict.fromkeys(entry.site for entry in entries))
     splits, chosen = frequent_tokens(
         source, sites, tokens=tokens, most_frequent=most_frequent, spaced=spaced, min_count=min_count
     )
-    trained = {
-        name: d.provenance["tokens"] for named in both.values() for name, d in named.items() if "tokens" in d.provenance
-    }
     table = token_features(
-        both,
-        splits["validation"],
-        splits["test"],
-        chosen,
-        source.model.tokenizer,
-        seed=source.seed,
-        trained_tokens=trained,
+        entries, splits["validation"], splits["test"], chosen, source.model.tokenizer, seed=source.seed
     )
     found = list(snapshots(folder / "snapshots", sites))
     if found:
         table = with_appearance(table, appearance(found, splits["validation"], chosen))
-    learned = {site: {n: d for n, d in both[site].items() if n in dictionaries[site]} for site in sites}
-    entries = top_contexts(
-        table, source.windows("test", sites, tokens), learned, source.model.tokenizer, tokens=contexts
-    )
-    write_whole(folder / "contexts.json", json.dumps(entries, indent=1))
+    learned = by_site(entry for entry in entries if entry in compared.learned)
+    windows = source.windows("test", sites, tokens)
+    strongest = top_contexts(table, windows, learned, source.model.tokenizer, tokens=contexts)
+    write_whole(folder / "contexts.json", json.dumps(strongest, indent=1))
     write_table(table, folder / "token_features.csv")
     return table
 
@@ -273,25 +266,24 @@ def frequent_tokens(
     return splits, chosen
 
 
-def named_or_headline(
-    dictionaries: dict[Site, dict[str, Dictionary]], names: Sequence[str] | None, headline_k: int
-) -> dict[Site, dict[str, Dictionary]]:
-    """Of each site those named, or, without names, those within 12% of the headline's bits. Raises ValueError for a name at no site."""
+def named_or_headline(entries: Sequence[Entry], names: Sequence[str] | None, headline_k: int) -> list[Entry]:
+    """Those named, or, without names, at each site those within 12% of the headline's bits.
+
+    Raises ValueError for a name at no site.
+    """
     if names is None:
-        budgets = {site: headline_budget(named.values(), headline_k) for site, named in dictionaries.items()}
-        return {
-            site: {name: d for name, d in named.items() if abs(d.bits() / budgets[site] - 1) <= 0.12}
-            for site, named in dictionaries.items()
-        }
+        budgets = {site: headline_budget(named.values(), headline_k) for site, named in by_site(entries).items()}
+        return [entry for entry in entries if abs(entry.dictionary.bits() / budgets[entry.site] - 1) <= 0.12]
     names = [names] if isinstance(names, str) else names
-    there = sorted({name for named in dictionaries.values() for name in named})
+    there = sorted({entry.name for entry in entries})
     unknown = [name for name in names if name not in there]
     if unknown or not names:
         near = get_close_matches(str(*unknown[:1]), there, n=3) or there
         raise ValueError(
-            f"features.names={','.join(map(str, names))}: no {', '.join(map(str, unknown)) or 'name'}; nearest: {', '.join(near)}"
+            f"features.names={','.join(map(str, names))}: no {', '.join(map(str, unknown)) or 'name'}; "
+            f"nearest: {', '.join(near)}"
         )
-    return {site: {name: d for name, d in named.items() if name in names} for site, named in dictionaries.items()}
+    return [entry for entry in entries if entry.name in names]
 
 
 def snapshots(folder: Path, sites: Sequence[Site]) -> Iterator[tuple[int, dict[str, dict[str, Dictionary]]]]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from rayscope.baselines import neuron_basis, pca, random_rows, split, svd, token_means
+from rayscope.baselines import SiteFit, neuron_basis, pca, random_rows, split, svd, token_means
 from rayscope.baselines.factors import nmf, semi_nmf, semi_nmf_fit
 from rayscope.baselines.independent import ica
 from rayscope.baselines.kmeans import kmeans
@@ -17,6 +17,7 @@ from rayscope.dictionaries import AbsTopK, BatchTopK, BottleneckTopK, Linear, To
 from rayscope.evaluation.comparison import Baseline, baselines_at_equal_bits, headline_budget, plain_rays
 from rayscope.evaluation.matching import nearest
 from rayscope.evaluation.metrics import fvu
+from rayscope.model.sites import Site
 from rayscope.streams.statistics import Moments, Sample, TokenSums
 from toys import mcc
 
@@ -279,6 +280,9 @@ def test_fits_repeat_themselves_and_are_saved(name, tmp_path):
     assert loaded.signed == first.signed
 
 
+NOTHING = SiteFit(Site("planted", 6, 0), Moments(), TokenSums(1, 6), {})
+
+
 class Fixed:
     """What a method of at most two codes is listed as."""
 
@@ -291,13 +295,17 @@ class Fixed:
 
 def test_a_method_of_few_codes_is_measured_once_at_its_own_bits():
     codebook = Linear(6, 12, 1, "topk", randn(12, 6), signed=False)
-    rays = {f"rays_k{k}": Linear(6, 12, k, "topk", randn(12, 6), signed=False) for k in (1, 2, 4)}
-    listed = {"two": Baseline(Fixed(codebook), max_k=2), "free": Baseline(Fixed(codebook))}
-    found = baselines_at_equal_bits(None, listed, rays, 2, 100)
-    assert list(found) == ["two_k1", "two_k2", "free_k1", "free_k2", "free_k4"]
-    assert found["two_k1"].bits() == pytest.approx(math.log2(12) + 8)
+    rays = [Linear(6, 12, k, "topk", randn(12, 6), signed=False) for k in (1, 2, 4)]
+    listed = [Baseline("two", Fixed(codebook), max_k=2), Baseline("free", Fixed(codebook), role="control")]
+    found = baselines_at_equal_bits(NOTHING, listed, rays, 2, 100)
+    assert [entry.name for entry in found] == ["two_k1", "two_k2", "free_k1", "free_k2", "free_k4"]
+    assert [(entry.method, entry.role) for entry in found[1:3]] == [("two", "baseline"), ("free", "control")]
+    assert [entry.k for entry in found] == [entry.dictionary.k for entry in found] == [1, 2, 1, 2, 4]
+    assert found[0].dictionary.bits() == pytest.approx(math.log2(12) + 8)
     with pytest.raises(ValueError, match="max_k=0"):
-        Baseline(Fixed(codebook), max_k=0)
+        Baseline("none", Fixed(codebook), max_k=0)
+    with pytest.raises(ValueError, match="baselines: mine has role=null; baseline or control"):
+        Baseline("mine", Fixed(codebook), role="null")
 
 
 def test_budgets_are_those_of_rays_with_nothing_beside_them():
@@ -312,6 +320,6 @@ def test_budgets_are_those_of_rays_with_nothing_beside_them():
 
 def test_rays_of_one_k_and_two_widths_are_two_budgets():
     """8 + log2 16 and 8 + log2 2^14 bits: a signed baseline of 16 latents, 13 bits for one code, needs 1 and 2 for them."""
-    rays = {f"rays_{L}": Linear(6, L, 1, "topk", randn(L, 6), signed=False) for L in (16, 2**14)}
-    listed = {"pca": Baseline(Fixed(Linear(6, 16, 1, "topk", randn(16, 6), signed=True)), budgets="headline")}
-    assert list(baselines_at_equal_bits(None, listed, rays, 1, 100)) == ["pca_k1", "pca_k2"]
+    rays = [Linear(6, L, 1, "topk", randn(L, 6), signed=False) for L in (16, 2**14)]
+    listed = [Baseline("pca", Fixed(Linear(6, 16, 1, "topk", randn(16, 6), signed=True)), budgets="headline")]
+    assert [entry.k for entry in baselines_at_equal_bits(NOTHING, listed, rays, 1, 100)] == [1, 2]

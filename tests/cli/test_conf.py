@@ -13,6 +13,7 @@ from rayscope.cli.command_line import COMMANDS, main
 from rayscope.cli.overrides import groups
 from rayscope.dictionaries import Learned
 from rayscope.evaluation.comparison import Baseline, compare
+from rayscope.evaluation.entry import named_entries
 from rayscope.model.sites import Site, resolve
 from rayscope.pipeline import made
 from rayscope.streams.source import Source
@@ -81,18 +82,20 @@ def test_dictionaries_are_made(choice, width, model):
 def test_baselines_are_made(choice, model, packed):
     config = compose("evaluate", (f"baselines={choice}", "latents=40", "baselines.fit_tokens=512"))
     options = dict(config.baselines)
-    made = {name: Baseline(**hydra.utils.instantiate(entry)) for name, entry in options.pop("list").items()}
+    listed = [Baseline(name, **hydra.utils.instantiate(entry)) for name, entry in options.pop("list").items()]
     topk = hydra.utils.instantiate(compose("train", ("latents=40", "k=8")).dictionaries.topk)
     sites = resolve("blocks.1.{hook_resid_post,mlp.hook_post}", model)
-    learned = {site: {"mine": topk(site.width)} for site in sites}
-    compared = compare(Source(model, packed, batch_size=64, round_tokens=512), learned, made, **options)
-    for site, named in compared.all.items():
+    learned = named_entries({site: {"mine": topk(site.width)} for site in sites})
+    compared = compare(Source(model, packed, batch_size=64, round_tokens=512), learned, listed, **options)
+    for site in sites:
+        fitted = [entry for entry in compared.entries if entry.site == site and entry not in learned]
         kept = compared.fitted[site.key].sample
         negative = kept is not None and kept.vectors_SD.clamp_max(0).norm() / kept.vectors_SD.norm() > 0.1**0.5
         fits = {"svd_W_E": site.width == model.d_model, "nmf": not negative}
-        fitting = {name for name in made if fits.get(name, True)}
-        assert {name.rpartition("_k")[0] for name in named if name != "mine"} == fitting
-        assert {dictionary.width for dictionary in named.values()} == {site.width}
+        fitting = {baseline.method for baseline in listed if fits.get(baseline.method, True)}
+        assert {entry.method for entry in fitted} == fitting
+        assert {entry.method for entry in fitted if entry.role != "baseline"} == fitting & {"random"}
+        assert all(entry.dictionary.width == site.width for entry in fitted)
 
 
 def test_everything_has_all_of_all():

@@ -13,6 +13,7 @@ from rayscope.dictionaries import BatchTopK, Dictionary, TokenBiasTopK, TopK
 from rayscope.dictionaries.code_length import bits
 from rayscope.dictionaries.linear import Linear
 from rayscope.evaluation import metrics
+from rayscope.evaluation.entry import named_entries
 from rayscope.evaluation.measurement import Means, check_options, measure
 from rayscope.evaluation.quantisation import Calibration
 from rayscope.model import LanguageModel
@@ -23,9 +24,9 @@ from rayscope.streams.seeding import permutation
 from rayscope.streams.source import Source
 from rayscope.text import PackedText
 
-COLUMNS = [  # as interfaces.md has them
-    *("site", "dictionary", "kind", "k", "latents", "metric", "value", "low", "high", "position0", "split", "tokens"),
-    *("trained_tokens", "seed", "quantised", "documents"),
+COLUMNS = [
+    *("site", "dictionary", "method", "role", "kind", "k", "latents", "metric", "value", "low", "high", "position0"),
+    *("split", "tokens", "trained_tokens", "seed", "quantised", "documents"),
 ]
 METRICS = {
     "fvu",
@@ -72,7 +73,7 @@ def run(world, model: LanguageModel, packed: PackedText, **options) -> tuple[pd.
     sites, dictionaries, means, _, _ = world
     validation = Source(model, packed).windows("validation", sites, SEEN * 32, rows=4)
     sizes = {"tokens": ROWS * 32 + 31, "splice_tokens": SPLICED * 32}
-    measured = measure(model, packed.test, dictionaries, means, validation, **{**sizes, **options})
+    measured = measure(model, packed.test, named_entries(dictionaries), means, validation, **{**sizes, **options})
     return measured.table(draws=200), measured.densities()
 
 
@@ -153,7 +154,7 @@ def test_a_dictionary_that_knows_the_token_is_told_each_position_s(world, model:
     dictionary = TokenBiasTopK(site.width, 48, 2, vocabulary=model.vocabulary)
     dictionary.prepare(x_ND, dead_window=100, tokens_N=tokens_N)
     sizes = {"tokens": ROWS * 32, "splice_tokens": SPLICED * 32, "quantise": False}
-    table = measure(model, packed.test, {site: {"d": dictionary}}, means, [], **sizes).table(draws=20)
+    table = measure(model, packed.test, named_entries({site: {"d": dictionary}}), means, [], **sizes).table(draws=20)
     found = table.set_index(["dictionary", "metric", "position0"]).sort_index()["value"]
     x_hat_ND = dictionary(x_ND, tokens_N).detach()
     assert found["d", "fvu", "included"] == pytest.approx(metrics.fvu(x_ND, x_hat_ND), rel=1e-4)
@@ -287,7 +288,7 @@ def test_intervals_are_of_documents_enough(
     sites, dictionaries, means, _, _ = world
     numbers = np.arange(packed.test.documents.size).reshape(packed.test.documents.shape) % documents
     rows, sizes = replace(packed.test, documents=numbers), {"tokens": 8 * 32, "splice_tokens": 32, "quantise": False}
-    table = measure(model, rows, {sites[0]: dictionaries[sites[0]]}, means, [], **sizes).table(draws=50)
+    table = measure(model, rows, named_entries({sites[0]: dictionaries[sites[0]]}), means, [], **sizes).table(draws=50)
     drawn = table[~table["metric"].isin(["dead", "bits", "bits_entropy"]) & table["value"].notna()]
     assert (drawn["documents"] == documents).all()
     assert drawn[["low", "high"]].notna().all(axis=None) == known
@@ -301,7 +302,7 @@ def test_what_is_spliced_counts_its_own_documents(world, model: LanguageModel, p
     numbers[order] = np.arange(len(numbers))[:, None]  # a document a row
     sizes = {"tokens": 12 * 32, "splice_tokens": 3 * 32, "quantise": False}
     rows = replace(packed.test, documents=numbers)
-    table = measure(model, rows, {sites[0]: dictionaries[sites[0]]}, means, [], **sizes).table(draws=50)
+    table = measure(model, rows, named_entries({sites[0]: dictionaries[sites[0]]}), means, [], **sizes).table(draws=50)
     for metric, documents in (("fvu", 12), ("dce", 3), ("kl", 3)):
         mine = table[(table["metric"] == metric) & (table["dictionary"] == "topk")]
         assert set(mine["documents"]) == {documents}
@@ -310,7 +311,7 @@ def test_what_is_spliced_counts_its_own_documents(world, model: LanguageModel, p
 
 def test_without_validation_there_is_no_grid_and_no_frequency(world, model: LanguageModel, packed: PackedText):
     sites, dictionaries, means, _, _ = world
-    one, sizes = {sites[0]: dictionaries[sites[0]]}, {"tokens": 64, "splice_tokens": 32}
+    one, sizes = named_entries({sites[0]: dictionaries[sites[0]]}), {"tokens": 64, "splice_tokens": 32}
     with pytest.raises(ValueError, match="validation: no vector, so no range that codes could be put on"):
         measure(model, packed.test, one, means, [], **sizes)
     table = measure(model, packed.test, one, means, [], **sizes, quantise=False).table(draws=20)
@@ -345,11 +346,11 @@ def test_provenance_is_in_the_table_in_full_digits(tables, tmp_path):
     write_table(table, tmp_path / "evaluation.csv")
     there = pd.read_csv(tmp_path / "evaluation.csv", dtype=str, keep_default_na=False)
     about = there.drop_duplicates("dictionary").set_index("dictionary")[
-        ["kind", "k", "latents", "trained_tokens", "seed"]
+        ["method", "role", "kind", "k", "latents", "trained_tokens", "seed"]
     ]
-    assert about.loc["topk"].tolist() == ["topk", "4", "48", "123456789", "5"]
-    assert about.loc["prefix"].tolist() == ["linear", "3", "20", "", ""]
-    assert about.loc["identity"].tolist() == ["codec", "", "", "", ""]
+    assert about.loc["topk"].tolist() == ["topk", "rays", "topk", "4", "48", "123456789", "5"]
+    assert about.loc["prefix"].tolist() == ["prefix", "baseline", "linear", "3", "20", "", ""]
+    assert about.loc["identity"].tolist() == ["identity", "reference", "codec", "", "", "", ""]
     bits = there[(there["metric"] == "bits") & (there["kind"] == "codec")]
     assert set(bits["value"]) == set(bits["low"]) == {""}
 

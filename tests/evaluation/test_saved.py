@@ -3,6 +3,7 @@
 import pytest
 
 from rayscope.dictionaries import TopK
+from rayscope.evaluation.entry import named_entries
 from rayscope.evaluation.saved import load_dictionaries
 from rayscope.model.sites import Site
 from rayscope.pipeline import named_or_headline
@@ -61,9 +62,11 @@ def test_a_provenance_that_says_something_else(model, tmp_path, provenance, fact
 
 def test_a_name_at_no_site_is_refused_and_one_at_some_site_is_not():
     rays, more = TopK(8, 16, 2), TopK(8, 16, 4)
-    at = {Site(HOOK, 8, 1): {"topk": rays, "topk_k4": more}, Site(MLP, 8, 1): {"topk": rays}}
-    assert [list(named) for named in named_or_headline(at, ["topk_k4"], 2).values()] == [["topk_k4"], []]
-    assert [list(named) for named in named_or_headline(at, "topk", 2).values()] == [["topk"], ["topk"]]
+    at = named_entries({Site(HOOK, 8, 1): {"topk": rays, "topk_k4": more}, Site(MLP, 8, 1): {"topk": rays}})
+    hook, hook_k4, mlp = at
+    assert named_or_headline(at, ["topk_k4"], 2) == [hook_k4]
+    assert named_or_headline(at, "topk", 2) == [hook, mlp]
+    assert named_or_headline(at, None, 2) == [hook, mlp]
     with pytest.raises(ValueError, match=r"features.names=topk,topk_k5: no topk_k5; nearest: topk_k4, topk"):
         named_or_headline(at, ["topk", "topk_k5"], 2)
     with pytest.raises(ValueError, match=r"features.names=: no name; nearest: topk, topk_k4"):

@@ -13,6 +13,7 @@ from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 
 from rayscope.dictionaries import TokenBiasTopK
 from rayscope.dictionaries.base import Codes, Dictionary
+from rayscope.evaluation.entry import named_entries
 from rayscope.features.appearance import appearance, with_appearance
 from rayscope.features.contexts import top_contexts
 from rayscope.features.detection import Ranked, at_threshold, choose, columns, scores_auroc, scores_thresholds
@@ -240,9 +241,10 @@ def test_collect_joins_what_the_batches_give():
 
 
 def features(validation, test, signed=False, **options):
-    dictionaries = {SITE: {"d": Coordinates(8, signed)}}
+    entries = named_entries({SITE: {"d": Coordinates(8, signed)}})
+    entries[0].dictionary.provenance["tokens"] = 70
     splits = [batches_of(*validation), batches_of(*test)]
-    return token_features(dictionaries, *splits, tokens_of(0, 1, 2), TOKENIZER, **options)
+    return token_features(entries, *splits, tokens_of(0, 1, 2), TOKENIZER, **options)
 
 
 def row_of(table, dictionary="d", predicate="current", token=1, labels="real"):
@@ -259,7 +261,7 @@ def test_a_planted_latent_is_found_and_shuffled_labels_are_at_chance():
         x_ND[:, 4] = (current_N == 1).float() * (1 + torch.rand(4000))
         x_ND[:, 6] = -(previous_N == 2).float()
         splits.append((current_N, previous_N, x_ND))
-    table = features(*splits, signed=True, seed=5, trained_tokens={"d": 70})
+    table = features(*splits, signed=True, seed=5)
     assert list(table.columns) == COLUMNS
     assert len(table) == 2 * 2 * 2 * 3  # dictionaries and the probe, labels, predicates, tokens
     current, previous = row_of(table), row_of(table, predicate="previous", token=2)
@@ -276,7 +278,7 @@ def test_a_planted_latent_is_found_and_shuffled_labels_are_at_chance():
     floor = table[table["labels"] == "shuffled"]
     assert (floor["auroc"] - 0.5).abs().max() < 0.05
     assert (floor["balanced_accuracy"] - 0.5).abs().max() < 0.05
-    again = features(*splits, signed=True, seed=5, trained_tokens={"d": 70})
+    again = features(*splits, signed=True, seed=5)
     pd.testing.assert_frame_equal(table, again, check_exact=True)
 
 
@@ -314,7 +316,7 @@ def test_tokens_missing_from_a_split_leave_blanks():
 def test_batches_that_can_be_read_once_or_that_change_are_refused():
     parts = batches_of(*text())
     with pytest.raises(ValueError, match="validation batches can be read only once"):
-        token_features({}, iter(parts), parts, tokens_of(0), TOKENIZER)
+        token_features([], iter(parts), parts, tokens_of(0), TOKENIZER)
 
     class Changing(list):
         def __iter__(self):
@@ -323,7 +325,7 @@ def test_batches_that_can_be_read_once_or_that_change_are_refused():
 
     changing = Changing(parts)
     with pytest.raises(ValueError, match="must repeat exactly"):
-        token_features({SITE: {}}, changing, parts, tokens_of(0), TOKENIZER)
+        token_features(named_entries({SITE: {"d": Coordinates(8)}}), changing, parts, tokens_of(0), TOKENIZER)
 
 
 def test_the_probe_is_the_linear_discriminant_and_beats_every_single_latent():

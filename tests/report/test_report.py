@@ -21,12 +21,12 @@ from rayscope.pipeline import write_table
 from rayscope.report import build, print_summary, read_file, verdicts
 from rayscope.report.figures import bits_figure, styles, token_figure
 from rayscope.report.metrics import METRICS
-from rayscope.report.tables import at_k, documents_said, headline_k, role, rows
+from rayscope.report.tables import at_k, documents_said, headline_k, rows
 from rayscope.report.verdicts import answer, judge, sentence
 
 SITES = ("blocks.3.hook_resid_post", "blocks.3.mlp.hook_post")
 KS = (4, 8, 16, 32)
-WORLD = {  # family: kind, latents, FVU at k = 1 and its fall with log2 k, bits(k)
+WORLD = {  # method: kind, latents, FVU at k = 1 and its fall with log2 k, bits(k)
     "random": ("linear", 2048, 1.0, 0.07, lambda k: _choose(2048, k) + 9 * k),
     "pca_topk": ("linear", 256, 0.74, 0.09, lambda k: _choose(256, k) + 9 * k),
     "pca_prefix": ("linear", 256, 0.85, 0.07, lambda k: 8 * k),
@@ -68,6 +68,17 @@ HOSTILE = [
 ]
 
 
+def role_of(method: str) -> str:
+    roles = {
+        "random": "control",
+        "topk_frozen": "control",
+        "abstopk": "directions",
+        "topk": "rays",
+        "batchtopk": "rays",
+    }
+    return roles.get(method, "baseline")
+
+
 def _choose(n: int, k: int) -> float:
     return math.log2(math.comb(n, k))
 
@@ -81,13 +92,13 @@ def evaluation_table() -> pd.DataFrame:
                 ("mean", 1.0),
                 ("position0", 1.0 if position0 == "excluded" else 0.31),
             ):
-                base = [site, name, "codec", None, None]
+                base = [site, name, name, "reference", "codec", None, None]
                 for metric, value in (("fvu", fvu), ("dce", 2.9 * fvu), ("kl", 2.8 * fvu)):
                     found.append([*base, metric, value, value, value, position0, "test", 32768, None, 0])
             for name, (kind, latents, start, slope, bits) in WORLD.items():
                 for k in KS:
                     fvu = max(0.02, start - slope * math.log2(k)) * (0.4 if position0 == "included" else 1.0)
-                    base = [site, f"{name}_k{k}", kind, k, latents]
+                    base = [site, f"{name}_k{k}", name, role_of(name), kind, k, latents]
                     values = {"fvu": fvu, "dce": 1.3 * fvu**2 + 0.01, "kl": 1.1 * fvu**2, "l0": k, "bits": bits(k)}
                     values |= {
                         "loss_recovered_mean": 1 - fvu**2,
@@ -100,7 +111,9 @@ def evaluation_table() -> pd.DataFrame:
                         found.append(
                             [*base, metric, value, value - spread, value + spread, position0, "test", 32768, 600_000, 0]
                         )
-    columns = "site dictionary kind k latents metric value low high position0 split tokens trained_tokens seed"
+    columns = (
+        "site dictionary method role kind k latents metric value low high position0 split tokens trained_tokens seed"
+    )
     return pd.DataFrame(found, columns=columns.split())
 
 
@@ -119,6 +132,8 @@ def features_table(tokens: list[str]) -> pd.DataFrame:
                         row = [
                             site,
                             f"{name}_k8",
+                            name,
+                            role_of(name),
                             kind,
                             8,
                             latents,
@@ -135,6 +150,8 @@ def features_table(tokens: list[str]) -> pd.DataFrame:
                 row = [
                     site,
                     "linear_probe",
+                    "linear_probe",
+                    "reference",
                     "probe",
                     None,
                     None,
@@ -147,7 +164,7 @@ def features_table(tokens: list[str]) -> pd.DataFrame:
                 ]
                 found.append([*row, 1, 0.5, 0.98, 0.97, 0.5, 900, "real", "test", 32768, None, 0, None])
     columns = (
-        "site dictionary kind k latents predicate token token_id rank count latent sign threshold auroc "
+        "site dictionary method role kind k latents predicate token token_id rank count latent sign threshold auroc "
         "balanced_accuracy f1 positives labels split tokens trained_tokens seed appeared_at"
     )
     return pd.DataFrame(found, columns=columns.split())
@@ -338,7 +355,7 @@ def test_bad_files_are_one_clear_line(tmp_path):
         build(tmp_path)
     (tmp_path / "contexts.json").unlink()
     (tmp_path / "evaluation.csv").write_text("site,dictionary\na,b\n")
-    with pytest.raises(ValueError, match="no column 'kind'"):
+    with pytest.raises(ValueError, match=r"no column 'method'; .*; remove it, and `rayscope evaluate` makes it again$"):
         build(tmp_path)
     assert not (tmp_path / "report").exists()
 
@@ -358,7 +375,7 @@ def test_a_folder_without_a_run_is_refused_with_the_runs_below_it(tmp_path):
 
 FEATURES_ROWS = pd.DataFrame(
     {
-        "site": "s", "dictionary": ["topk", "NA", 'a"b', "null"], "kind": "topk", "k": 8, "predicate": "current",
+        "site": "s", "dictionary": ["topk", "NA", 'a"b', "null"], "method": "topk", "role": "rays", "kind": "topk", "k": 8, "predicate": "current",
         "token": ["NA", '"quoted", and\nbroken', "\r\x1b", "\u202e "], "rank": [1, 2, 3, 4], "balanced_accuracy": [0.5, 0.75, None, 1.0],
         "labels": "real", "appeared_at": None,
     }
@@ -444,10 +461,12 @@ def test_tables_without_rows_are_no_error(tmp_path):
 
 
 def hand_table(points: list[tuple]) -> pd.DataFrame:
+    """Dictionaries by their methods' names; what is linear is a baseline, anything else is rays."""
     found = []
     for name, kind, k, bits, fvu, low, high in points:
+        role = "baseline" if kind == "linear" else "rays"
         for metric, triple in (("bits", (bits, None, None)), ("fvu", (fvu, low, high))):
-            found.append(["s", name, kind, k, 16, metric, *triple, "excluded", "test", 10, 20, 0])
+            found.append(["s", name, name, role, kind, k, 16, metric, *triple, "excluded", "test", 10, 20, 0])
     return pd.DataFrame(found, columns=evaluation_table().columns)
 
 
@@ -480,24 +499,50 @@ def test_without_intervals_nothing_is_claimed():
 
 
 def test_roles_and_order():
-    assert [role("codec", "mean"), role("linear", "random_k8"), role("linear", "pca_topk")] == [
-        "null",
-        "null",
-        "baseline",
-    ]
-    assert [role("topk", "topk_frozen"), role("abstopk", "a"), role("batchtopk", "b")] == [
-        "baseline",
-        "directions",
-        "rays",
-    ]
-    assert role("token_bias_topk", "c") == "told"  # no verdict at equal bits: its side information is not among them
     table = rows(evaluation_table())
     here = table[(table["site"] == SITES[0]) & (table["position0"] == "excluded")]
     assert list(here["dictionary"][:4]) == ["identity", "mean", "position0", "random_k4"]
-    assert list(dict.fromkeys(here["role"])) == ["null", "baseline", "directions", "rays"]
+    assert list(dict.fromkeys(here["role"])) == ["reference", "control", "baseline", "directions", "rays"]
     assert headline_k(table) == 8
-    assert set(here.loc[here["role"] == "rays", "family"]) == {"topk", "batchtopk"}
+    assert set(here.loc[here["role"] == "rays", "method"]) == {"topk", "batchtopk"}
     assert here.loc[here["kind"] == "codec", "bits"].isna().all()
+
+
+def test_a_name_that_says_another_role_or_k_changes_nothing():
+    """The names are hostile: they say "random", "frozen", "mean", another method, another k."""
+    honest = evaluation_table()
+    names = {
+        "topk_k8": "random_init_topk",
+        "batchtopk_k8": "pca_topk_k8",
+        "abstopk_k8": "frozen_mean",
+        "topk_k16": "k4",
+    }
+    misled = honest.assign(dictionary=honest["dictionary"].replace(names))
+    before, after = (rows(table).drop(columns="dictionary") for table in (honest, misled))
+    pd.testing.assert_frame_equal(before, after)
+    assert headline_k(rows(misled)) == 8
+    before, after = (pd.DataFrame(verdicts(table)) for table in (honest, misled))
+    pd.testing.assert_frame_equal(before.assign(ours=before["ours"].replace(names)), after)
+
+
+def test_a_learned_method_of_a_baseline_s_name_is_no_rival_of_the_rays():
+    points = [("pca_topk", "topk", 8, 200.0, 0.1, 0.09, 0.11), ("rays", "topk", 8, 200.0, 0.4, 0.39, 0.41)]
+    found = verdicts(hand_table(points), against=["pca_topk"])
+    assert {row["outcome"] for row in found} == {"not comparable"}
+    found = verdicts(hand_table([*points, ("pca_topk", "linear", 4, 200.0, 0.5, 0.49, 0.51)]), against=["pca_topk"])
+    assert {row["baseline_value"] for row in found if row["metric"] == "fvu"} == {0.5}
+
+
+def test_a_table_without_roles_says_what_to_run_again(tmp_path):
+    for name, command in (("evaluation.csv", "evaluate"), ("token_features.csv", "features")):
+        table = evaluation_table() if command == "evaluate" else features_table([" and"])
+        write_table(table.drop(columns=["method", "role"]), tmp_path / name)
+        said = f"^{tmp_path / name}: no column 'method'; .*; remove it, and `rayscope {command}` makes it again$"
+        with pytest.raises(ValueError, match=said):
+            read_file(tmp_path / name)
+        write_table(table.assign(role=table["role"].replace("rays", "null")), tmp_path / name)
+        with pytest.raises(ValueError, match=r"record \d+ has role='null', not one of reference, control, baseline, "):
+            read_file(tmp_path / name)
 
 
 def test_seeds_become_their_mean_and_widest_interval():
@@ -508,7 +553,7 @@ def test_seeds_become_their_mean_and_widest_interval():
     assert row[["fvu", "fvu_low", "fvu_high", "seeds"]].tolist() == pytest.approx([0.5, 0.3, 0.7, 2])
 
 
-def test_summary_prints_nulls_on_top_and_verdicts():
+def test_summary_prints_references_on_top_and_verdicts():
     out = io.StringIO()
     print_summary(evaluation_table(), Console(file=out, width=80))
     text = out.getvalue()

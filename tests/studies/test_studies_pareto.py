@@ -9,15 +9,21 @@ import pandas as pd
 import pytest
 import torch
 
+from rayscope.baselines import SiteFit
 from rayscope.cli.command_line import main
 from rayscope.dictionaries import BatchTopK, BottleneckTopK, Linear, TopK, load
-from rayscope.evaluation.comparison import Comparison
+from rayscope.evaluation.comparison import Baseline, Comparison
+from rayscope.evaluation.entry import Entry
 from rayscope.evaluation.measurement import Measurement
 from rayscope.model.sites import Site, resolve
 from rayscope.pipeline import measure_compared
 from rayscope.streams.source import Source
-from rayscope.studies import arms, pareto
-from rayscope.studies.pareto import amortisation, at_bits, figure, for_seeds, method_and_seed, ratio, seed_last
+from rayscope.studies import arms
+from rayscope.studies.arms import Arm
+from rayscope.studies.pareto import study
+from rayscope.studies.pareto.amortisation import amortisation
+from rayscope.studies.pareto.figure import figure
+from rayscope.studies.pareto.ratios import at_bits, ratio
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 KINDS = {"batchtopk", "matryoshka", "jumprelu", "gated", "l1", "tied_topk", "bottleneck_topk", "token_bias_topk"}
@@ -56,10 +62,10 @@ def test_what_fits_on_a_device_changes_nothing(found, options, tmp_path, monkeyp
     measured: list[int] = []
 
     def counted(compared: Comparison, **sizes) -> Measurement:
-        measured.append(sum(map(len, compared.all.values())))
+        measured.append(len(compared.entries))
         return measure_compared(compared, **sizes)
 
-    monkeypatch.setattr(pareto, "measure_compared", counted)
+    monkeypatch.setattr(study, "measure_compared", counted)
     monkeypatch.setattr(arms, "LIMIT", 11 * 32 * 48 * 32)  # the training of eleven at a time, the weights of some forty
     again, _ = run(*options, out=tmp_path / "run")
     assert len(measured) > 1
@@ -140,7 +146,7 @@ def test_controls_stay_where_they_start_or_near(found):
 
 def test_what_is_trained_together_fits(monkeypatch):
     narrow, wide = Site("blocks.0.hook_resid_post", 8, 0), Site("blocks.0.mlp.hook_post", 32, 0)
-    names, one = ("a", "b", "c", "d", "e"), 32 * 100 * 8  # bytes that 100 latents of width 8 take
+    names, one = tuple("abcde"), 32 * 100 * 8  # bytes that 100 latents of width 8 take
     monkeypatch.setattr(arms, "LIMIT", 25 * one)
     assert arms.groups((narrow, wide), names, 100) == [((narrow, wide), names)]
     monkeypatch.setattr(arms, "LIMIT", 25 * one - 1)
@@ -155,16 +161,14 @@ def test_what_is_trained_together_fits(monkeypatch):
 
 def test_what_is_measured_together_fits(monkeypatch):
     sites = [Site("blocks.0.hook_resid_post", 8, 0), Site("blocks.0.mlp.hook_post", 32, 0)]
-    made = {
-        site: {name: Linear(site.width, 10, 1, "topk", torch.eye(10, site.width) + 1) for name in "ab"}
+    entries = [
+        Arm(method, 1, 0).entry(site, Linear(site.width, 10, 1, "topk", torch.eye(10, site.width) + 1))
         for site in sites
-    }
-    monkeypatch.setattr(
-        arms, "LIMIT", 2 * 4 * 8 * 11 + 4 * 32 * 11
-    )  # directions and bias: both narrow ones and a wide one
-    assert [{site.width: list(named) for site, named in part.items()} for part in arms.parts(made)] == [
-        {8: ["a", "b"], 32: ["a"]}, {32: ["b"]},
-    ]  # fmt: skip
+        for method in "ab"
+    ]
+    weights = 2 * 4 * 8 * 11 + 4 * 32 * 11  # directions and bias: both narrow ones and a wide one
+    monkeypatch.setattr(arms, "LIMIT", weights)
+    assert arms.parts(entries) == [entries[:3], entries[3:]]
 
 
 def test_ratio_of_what_costs_nothing():
@@ -175,14 +179,10 @@ def test_ratio_of_what_costs_nothing():
 def test_amortisation_gap_of_what_a_coder_can_recode(model, packed):
     source = Source(model, packed, batch_size=64, round_tokens=512)
     (site,) = resolve("blocks.1.hook_resid_post", model)
-    kinds = {"rays": TopK, "batch": BatchTopK, "dense": BottleneckTopK}
-    learned = {
-        site: {
-            name: kind(site.width, 40, 3, **({"rank": 4} if name == "dense" else {})) for name, kind in kinds.items()
-        }
-    }
-    found = amortisation(Comparison(source, learned, learned, {}, 3), 128, 3, 0)
-    assert set(found) == {(site, "rays")}  # the others spend other codes than a coder at their k would
+    kinds = {"rays": TopK, "batch": BatchTopK, "dense": partial(BottleneckTopK, rank=4)}
+    learned = [Arm(method, 3, 0).entry(site, kind(site.width, 40, 3)) for method, kind in kinds.items()]
+    found = amortisation(source, learned, 128, 3, 0)
+    assert [entry.method for entry in found] == ["rays"]  # the others spend other codes than a coder at their k would
 
 
 def test_amortisation_gap_is_what_a_bad_encoder_loses(model, packed):
@@ -192,44 +192,56 @@ def test_amortisation_gap_is_what_a_bad_encoder_loses(model, packed):
     bad.prepare(source.stream("train", [site], 512)[0].activations[site.key], 1000)
     with torch.no_grad():
         bad.W_enc_LD.copy_(TopK(site.width, 40, 3, seed=1).W_enc_LD)  # of other directions
-    learned: dict = {site: {"rays_k3_s0": bad, "rays_k3_s1": bad}}
-    found = amortisation(Comparison(source, learned, learned, {}, 3), 128, 3, 0)
-    gaps = found[site, "rays_k3_s0"]
-    assert gaps["gap_omp"] > 0.2
-    assert gaps["gap_fista"] > 0.2
-    assert gaps["gap_tokens"] == 128
-    assert found[site, "rays_k3_s1"] == {"gap_omp": gaps["gap_omp"], "gap_tokens": 128}
+    first, second = (Arm("rays", 3, seed).entry(site, bad) for seed in (0, 1))
+    found = amortisation(source, [first, second], 128, 3, 0)
+    assert found[first]["gap_omp"] > 0.2
+    assert found[first]["gap_fista"] > 0.2
+    assert found[first]["gap_tokens"] == 128
+    assert found[second] == {"gap_omp": found[first]["gap_omp"], "gap_tokens": 128}
+
+
+def of_method(method: str, *places: tuple[int, int | None]) -> dict[tuple[int, int | None], Entry]:
+    """Entries of 16 directions at each (k, seed)."""
+    site = Site("blocks.0.hook_resid_post", 16, 0)
+    return {
+        (k, seed): Entry(site, method, "baseline", k, seed, Linear(16, 16, k, "topk", torch.eye(16)), f"{k} {seed}")
+        for k, seed in places
+    }
 
 
 def test_a_baseline_is_read_at_the_bits_of_the_rays():
-    named = {f"pca_k{k}": Linear(16, 16, k, "topk", torch.eye(16)) for k in (2, 3, 9)}
-    three = named["pca_k3"].bits()
-    assert at_bits("pca", named, three - 1, 0) == "pca_k3"
-    assert at_bits("pca", named, three, 0) == "pca_k3"
-    assert at_bits("pca", named, three + 1, 0) is None  # the next has far more
-    assert at_bits("ica", named, three, 0) is None
-    of_seeds = seed_last(
-        {f"ica_s{seed}_k{k}": Linear(16, 16, k, "topk", torch.eye(16)) for k in (2, 3) for seed in (0, 12)}
-    )
-    assert at_bits("ica", of_seeds, three, 0) == "ica_k3_s0"
-    assert at_bits("ica", of_seeds, three, 12) == "ica_k3_s12"
-    assert at_bits("ica", of_seeds, three, 1) is None
-    assert method_and_seed("k_svd_k9_s1") == ("k_svd", 1)
-    assert method_and_seed("pca_split_k9") == ("pca_split", None)
-    assert method_and_seed("mean") == ("mean", None)
+    pca = of_method("pca", (2, None), (3, None), (9, None))
+    three = pca[3, None].dictionary.bits()
+    assert at_bits(pca.values(), "pca", three - 1, 0) is pca[3, None]
+    assert at_bits(pca.values(), "pca", three, 0) is pca[3, None]
+    assert at_bits(pca.values(), "pca", three + 1, 0) is None  # the next has far more
+    assert at_bits(pca.values(), "ica", three, 0) is None
+
+
+def test_a_baseline_is_read_with_the_seed_of_the_rays():
+    ica = of_method("ica", (2, 0), (3, 0), (2, 12), (3, 12))
+    three = ica[3, 0].dictionary.bits()
+    entries = [*ica.values(), *of_method("pca_k9_s0", (3, 0)).values()]
+    assert at_bits(entries, "ica", three, 0) is ica[3, 0]
+    assert at_bits(entries, "ica", three, 12) is ica[3, 12]
+    assert at_bits(entries, "ica", three, 1) is None
+    once = of_method("ica", (3, 5))
+    assert at_bits(once.values(), "ica", three, 0) is once[3, 5]  # fitted once, for every seed of the rays
 
 
 def test_a_baseline_is_fitted_for_every_seed_that_its_fit_takes():
-    def seeded(fit, seed: int = 7) -> Linear:
+    def seeded(fit: SiteFit, seed: int = 7) -> Linear:
         dictionary = Linear(16, 16, 1, "topk", torch.eye(16))
         dictionary.provenance["seed"] = seed
         return dictionary
 
-    entries = {
-        "a": {"fit": seeded, "max_k": 1}, "b": {"fit": partial(seeded, seed=5)}, "c": {"fit": lambda fit: None, "budgets": "headline"},
-    }  # fmt: skip
-    found = for_seeds(entries, (0, 3))
-    assert list(found) == ["a_s0", "a_s3", "b", "c"]
-    assert [found[n].fit(None).provenance["seed"] for n in ("a_s0", "a_s3", "b")] == [0, 3, 5]  # type: ignore[union-attr, arg-type]
-    assert [b.max_k for b in found.values()] == [1, 1, None, None]
-    assert found["c"].budgets == "headline"
+    given = [
+        Baseline("a", seeded, max_k=1),
+        Baseline("b", partial(seeded, seed=5)),
+        Baseline("c", lambda fit: None, budgets="headline"),
+    ]
+    found = [one for baseline in given for one in baseline.for_seeds((0, 3))]
+    assert [(one.method, one.seed) for one in found] == [("a", 0), ("a", 3), ("b", None), ("c", None)]
+    assert [one.fit(None).provenance["seed"] for one in found[:3]] == [0, 3, 5]  # type: ignore[union-attr, arg-type]
+    assert [one.max_k for one in found] == [1, 1, None, None]
+    assert found[-1].budgets == "headline"

@@ -5,7 +5,6 @@ import math
 import shutil
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -21,9 +20,9 @@ from rayscope.streams.planted import World
 from rayscope.streams.sign_flip import SignFlip
 from rayscope.streams.source import Source
 from rayscope.streams.stream import Batch
-from rayscope.studies.arms import train_arms
-from rayscope.studies.rays_vs_directions.observed import A, B
+from rayscope.studies.arms import Arm, train_arms
 from rayscope.studies.rays_vs_directions.polarity import PARTS, Ends, Polarity
+from rayscope.studies.rays_vs_directions.records import DIRECTIONS, RAYS
 from rayscope.studies.rays_vs_directions.study import makers, rays_vs_directions
 from rayscope.studies.study import Setting
 
@@ -33,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(("m", "k"), [(1024, 8), (1024, 32), (12_288, 16), (12_288, 128)])
 def test_rays_and_half_as_many_directions_cost_the_same_bits(m, k):
     make = makers(m, rank=24)
-    rays, directions = (make[name](width=4, k=k) for name in (A, B))
+    rays, directions = (make[name](width=4, k=k) for name in (RAYS, DIRECTIONS))
     assert (type(rays), type(directions)) == (TopK, AbsTopK)
     ratio = rays.bits() / directions.bits()
     exact = math.log2(math.comb(2 * m, k)) + 8 * k, math.log2(math.comb(m, k)) + 9 * k
@@ -77,8 +76,9 @@ def test_bipolar_share_of_a_trained_dictionary_is_what_is_planted(share, tmp_pat
     found = []
     for seed in (0, 1):
         world = World(128, 32, 3.0, bipolar=share, seed=seed)
-        arms: dict[str, Any] = {"signed": partial(AbsTopK, latents=96, k=4, lr=1e-2, seed=seed)}
-        signed = train_arms(tmp_path / str(seed), world.stream("train", 100_000), [], arms)[world.site]["signed"]
+        arm = Arm("signed", 4, seed)
+        arms = {arm: partial(AbsTopK, latents=96, k=4, lr=1e-2, seed=seed)}
+        signed = train_arms(tmp_path / str(seed), world.stream("train", 100_000), [], arms)[world.site][arm]
         learned, true, test = Polarity.of(96), Polarity.of(128), world.stream("test", 16_384)
         for number, batch in enumerate(test):
             learned.update(signed.encode_sparse(batch.activations["planted"]), batch.documents_N)
@@ -91,13 +91,14 @@ def test_bipolar_share_of_a_trained_dictionary_is_what_is_planted(share, tmp_pat
 
 def test_an_arm_whose_dictionary_is_gone_is_not_believed(tmp_path):
     world = World(40, 16, 3.0, seed=0)
-    arms: dict[str, Any] = {name: partial(TopK, latents=24, k=2, seed=0) for name in ("one", "two")}
+    one, two = Arm("one", 2, 0), Arm("two", 2, 0)
+    arms = {arm: partial(TopK, latents=24, k=2, seed=0) for arm in (one, two)}
 
     def trained() -> torch.Tensor:
-        return train_arms(tmp_path, world.stream("train", 2048), [], arms)[world.site]["two"].directions
+        return train_arms(tmp_path, world.stream("train", 2048), [], arms)[world.site][two].directions
 
     before = trained()
-    record, place = tmp_path / "trained.json", tmp_path / "dictionaries" / world.site.key / "two"
+    record, place = tmp_path / "trained.json", tmp_path / "dictionaries" / world.site.key / two.name
     whole = record.read_text()
     for damage in (lambda: shutil.rmtree(place), lambda: record.write_text(whole[:-9])):
         damage()
@@ -221,22 +222,22 @@ def test_the_study(asked, ran, tmp_path):
     assert all({"fvu", "dce", "kl", "bits_entropy", "dead", "antipodal_share"} <= found for found in every)
     assert real[real["arm"] == "E_tied_2m"].query("metric == 'antipodal_share'")["value"].eq(1).all()
     signed = real[real["metric"] == "bipolar_share"]
-    assert set(signed["arm"]) == {B, "D_directions_2m"}
+    assert set(signed["arm"]) == {DIRECTIONS, "D_directions_2m"}
     # what is observed is what the table holds
     dce = real[real["metric"] == "dce"].pivot_table(index=["site", "k", "seed"], columns="arm", values="value")
     for kind, hook in (("residual", "hook_resid_post"), ("mlp", "mlp.hook_post")):
         here = dce[[hook in site for site, _, _ in dce.index]]
         observed = verdict["predictions"][f"dce_ratio_{kind}"]["observed"]
         if observed is None:  # this model predicts nothing: a splice may lower its loss
-            assert here[[A, B]].min(axis=None) <= 0
+            assert here[[RAYS, DIRECTIONS]].min(axis=None) <= 0
         else:
-            assert observed == pytest.approx(math.exp((here[B] / here[A]).map(math.log).mean()), rel=1e-4)
+            assert observed == pytest.approx(math.exp((here[DIRECTIONS] / here[RAYS]).map(math.log).mean()), rel=1e-4)
     fvu = table[(table["stream"] == "sign_flip") & (table["metric"] == "fvu")].pivot_table(
         index=["site", "seed"], columns="arm", values="value"
     )
-    pays = math.exp((fvu[A] / fvu[B]).map(math.log).mean())
+    pays = math.exp((fvu[RAYS] / fvu[DIRECTIONS]).map(math.log).mean())
     assert verdict["predictions"]["flipped_fvu_ratio"]["observed"] == pytest.approx(pays, rel=1e-5)
-    worst = signed[signed["arm"] == B].groupby(["seed", "site"])["value"].mean().groupby("seed").max().mean()
+    worst = signed[signed["arm"] == DIRECTIONS].groupby(["seed", "site"])["value"].mean().groupby("seed").max().mean()
     assert verdict["predictions"]["bipolar_share"]["observed"] == pytest.approx(worst, rel=1e-5)
     bits = real.groupby(["arm", "k"])["bits"].first()
     assert bits["F_rays_2m_and_dense", 4] == pytest.approx(code_length.bits(35, 4, False, dense=3), rel=1e-6)
@@ -247,26 +248,32 @@ def test_the_null_is_trained_and_measured_on_flipped_streams(ran, model, packed,
     table = pd.read_csv(ran / "table.csv").query("stream == 'sign_flip'")
     source = Source(model, packed, batch_size=64, round_tokens=512)
     sites = resolve(list(table["site"].unique()), model)
-    names = {A: f"{A}_k2_s0", B: f"{B}_k2_s0"}
-    one = {site: {"it": load(ran / "arms/real/dictionaries" / site.key / names[A])} for site in sites}
-    means = {key: fit.mean_D for key, fit in compare(source, one, {}, 2, 512).fitted.items()}
+    arms = {method: Arm(method, 2, 0) for method in (RAYS, DIRECTIONS)}
+    rays = load(ran / "arms/real/dictionaries" / sites[0].key / arms[RAYS].name)
+    any_of_them = [arms[RAYS].entry(site, rays) for site in sites]
+    means = {key: fit.mean_D for key, fit in compare(source, any_of_them, [], 2, 512).fitted.items()}
     train, validation, test = (
         SignFlip(source.stream(split, sites, tokens), means)
         for split, tokens in (("train", 512), ("validation", 256), ("test", 512))
     )
-    made = {names[A]: partial(TopK, latents=32, k=2, lr=4e-3), names[B]: partial(AbsTopK, latents=16, k=2, lr=4e-3)}
+    made = {
+        arms[RAYS]: partial(TopK, latents=32, k=2, lr=4e-3),
+        arms[DIRECTIONS]: partial(AbsTopK, latents=16, k=2, lr=4e-3),
+    }
     here, held_out = train_arms(tmp_path, train, validation, made), Batch.join(test)
     meters = reconstruct(here, held_out, Batch.join(validation))
     documents = len(held_out.documents_N.unique())
     value = table.query("seed == 0").set_index(["site", "arm", "metric"])["value"]
     for site in sites:
-        for arm, name in names.items():
-            mine = here[site][name]
-            theirs = load(ran / "arms/sign_flip/dictionaries" / site.key / name).state_dict()
+        for method, arm in arms.items():
+            mine = here[site][arm]
+            theirs = load(ran / "arms/sign_flip/dictionaries" / site.key / arm.name).state_dict()
             assert all(torch.equal(tensor, theirs[key]) for key, tensor in mine.state_dict().items())
-            fvu = meters[site][name].statistics()["fvu"](torch.ones(1, documents, dtype=torch.float64)).item()
-            assert value[site.hook, arm, "fvu"] == pytest.approx(fvu, rel=1e-5)
+            fvu = meters[site][arm].statistics()["fvu"](torch.ones(1, documents, dtype=torch.float64)).item()
+            assert value[site.hook, method, "fvu"] == pytest.approx(fvu, rel=1e-5)
         polarity = Polarity.of(16)
-        polarity.update(here[site][names[B]].encode_sparse(held_out.activations[site.key]), held_out.documents_N)
-        assert value[site.hook, B, "bipolar_share"] == pytest.approx(polarity.bipolar_share().item(), rel=1e-5)
-        assert value[site.hook, B, "polarity"] == pytest.approx(polarity.mean_polarity().item(), rel=1e-5)
+        polarity.update(
+            here[site][arms[DIRECTIONS]].encode_sparse(held_out.activations[site.key]), held_out.documents_N
+        )
+        assert value[site.hook, DIRECTIONS, "bipolar_share"] == pytest.approx(polarity.bipolar_share().item(), rel=1e-5)
+        assert value[site.hook, DIRECTIONS, "polarity"] == pytest.approx(polarity.mean_polarity().item(), rel=1e-5)

@@ -7,8 +7,9 @@ import torch
 
 from rayscope.dictionaries import TopK
 from rayscope.model.sites import Site
-from rayscope.studies.rays_vs_directions.observed import A, Arm, B, log_ratio, observe
-from rayscope.studies.rays_vs_directions.records import Records
+from rayscope.studies.arms import Arm
+from rayscope.studies.rays_vs_directions.observed import log_ratio, observe
+from rayscope.studies.rays_vs_directions.records import DIRECTIONS, RAYS, Records, world_stream
 
 RESIDUAL, NEXT = Site("blocks.0.hook_resid_post", 4, 0), Site("blocks.1.hook_resid_post", 4, 1)
 MLP = Site("blocks.0.mlp.hook_post", 4, 0)
@@ -41,7 +42,7 @@ PLANTED = {0.0: (0.0, 0.14), 0.5: (0.4, 0.6), 1.0: (0.95, 0.97)}  # {world: by s
 
 def hand_made() -> Records:
     """Every draw is its value, so that an interval is that of the two seeds."""
-    records, any_of_them = Records(A), TopK(4, 8, 2)
+    records, any_of_them = Records(RAYS), TopK(4, 8, 2)
 
     def add(stream, site, arm, k, seed, metric, value, drawn=True):
         draws_B = torch.full((400,), value, dtype=torch.float64) if drawn else None
@@ -50,20 +51,20 @@ def hand_made() -> Records:
     for site in SITES:
         for seed in SEEDS:
             for i, k in enumerate(KS):
-                add("real", site, B, k, seed, "bipolar_share", SHARE[site][seed][i])
-                for arm, value in zip((B, A), DCE[site][seed][i], strict=True):
+                add("real", site, DIRECTIONS, k, seed, "bipolar_share", SHARE[site][seed][i])
+                for arm, value in zip((DIRECTIONS, RAYS), DCE[site][seed][i], strict=True):
                     add("real", site, arm, k, seed, "dce", value)
                     add("real", site, arm, k, seed, "fvu", 0.5)  # is not asked
                 for metric, value in zip(("shared_context", "shared_context_null"), SHARED[site][seed][i], strict=True):
-                    add("real", site, B, k, seed, metric, value, drawn=False)
-            add("sign_flip", site, B, 2, seed, "bipolar_share", FLIPPED_SHARE[site][seed])
-            for arm, value in zip((B, A), FLIPPED_FVU[site][seed], strict=True):
+                    add("real", site, DIRECTIONS, k, seed, metric, value, drawn=False)
+            add("sign_flip", site, DIRECTIONS, 2, seed, "bipolar_share", FLIPPED_SHARE[site][seed])
+            for arm, value in zip((DIRECTIONS, RAYS), FLIPPED_FVU[site][seed], strict=True):
                 add("sign_flip", site, arm, 2, seed, "fvu", value)
     for share, by_seed in PLANTED.items():
         for seed in SEEDS:
             for metric in ("true_bipolar_share", "bipolar_share", "polarity"):
                 value = by_seed[seed] if metric == "bipolar_share" else 0.3
-                add(f"planted_{share:g}", Site("planted", 4, 0), "planted", 6, seed, metric, value)
+                add(world_stream(share), Site("planted", 4, 0), "planted", 6, seed, metric, value)
     return records
 
 
@@ -119,7 +120,7 @@ def test_draws_without_a_logarithm_go_to_their_bound_and_values_are_no_number():
     torch.testing.assert_close(log_ratio(top, below).exp(), expected, equal_nan=True)
 
     records = hand_made()
-    rays, directions = (records.drawn["real", MLP.hook, Arm(arm, 2, 0), "dce"] for arm in (A, B))
+    rays, directions = (records.drawn["real", MLP.hook, Arm(arm, 2, 0), "dce"] for arm in (RAYS, DIRECTIONS))
     rays[1:21] = -0.001  # 20 draws of 400, of which 10 are beyond the upper end
     assert observed(records, seeds=(0,))["dce_ratio_mlp"] == pytest.approx((0.5, 0.5, 1000**0.5))  # k 4: 1
     directions[1:21] = -0.001

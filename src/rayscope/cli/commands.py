@@ -215,6 +215,7 @@ def open_source(config: DictConfig, records: Records, reads: Path | None = None)
 def open_comparison(config: DictConfig, records: Records):
     """The saved dictionaries, and the baselines at their bits."""
     from rayscope.evaluation.comparison import Baseline, compare
+    from rayscope.evaluation.entry import named_entries
     from rayscope.evaluation.saved import load_dictionaries
     from rayscope.runs.settings import differences, measured_folder, say_otherwise_trained
 
@@ -224,8 +225,8 @@ def open_comparison(config: DictConfig, records: Records):
     learned = load_dictionaries(place, source.model)
     say_otherwise_trained(learned, source, differences(place, config))
     options = dict(config.baselines)
-    listed = {name: Baseline(**hydra.utils.instantiate(entry)) for name, entry in options.pop("list").items()}
-    return compare(source, learned, listed, **options)
+    listed = [Baseline(method, **hydra.utils.instantiate(entry)) for method, entry in options.pop("list").items()]
+    return compare(source, named_entries(learned), listed, **options)
 
 
 def log_evaluation(loggers: Sequence[Any], table) -> None:

@@ -6,6 +6,7 @@ R rows, C context, N vectors, D site width, L latents, M non-zero codes of N vec
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from torch import Tensor
 from rayscope.console import progress
 from rayscope.dictionaries import Dictionary
 from rayscope.evaluation import metrics
+from rayscope.evaluation.entry import Entry, by_site
 from rayscope.evaluation.meter import Meter, Spreads
 from rayscope.evaluation.quantisation import Calibration
 from rayscope.model import LanguageModel
@@ -26,14 +28,14 @@ from rayscope.streams.seeding import permutation
 from rayscope.text import Rows
 
 COLUMNS = [
-    "site", "dictionary", "kind", "k", "latents", "metric", "value", "low", "high", "position0", "split", "tokens",
-    "trained_tokens", "seed", "quantised", "documents",
+    "site", "dictionary", "method", "role", "kind", "k", "latents", "metric", "value", "low", "high", "position0",
+    "split", "tokens", "trained_tokens", "seed", "quantised", "documents",
 ]  # fmt: skip
 METRICS = [
     "fvu", "dce", "kl", "loss_recovered_zero", "loss_recovered_mean", "l2_ratio", "l0", "density", "dead", "bits",
     "bits_entropy",
 ]  # fmt: skip
-REFERENCES = ("identity", "mean", "position0")  # rows that a table needs to be read: see `codecs`
+REFERENCES = ("identity", "mean", "position0")  # rows that a table needs to be read: see `reference_entries`
 SPLICED = ("dce", "kl", "loss_recovered_zero", "loss_recovered_mean")  # on the first splice_tokens alone
 WHOLE = ("k", "latents", "trained_tokens", "seed")  # whole numbers that may be blank
 LOGITS = 2**26  # elements of [R, C, V] that one pass may hold
@@ -49,8 +51,12 @@ class Means:
 
 @dataclass(frozen=True)
 class Measurement:
-    """The sums of every codec of every site over the same documents: any statistic of any resample of them follows."""
+    """The sums of every codec of every site over the same documents: any statistic of any resample of them follows.
 
+    entries: in the order of the table, the reference codecs of each site last.
+    """
+
+    entries: Sequence[Entry]
     meters: dict[Site, dict[str, Meter]]
     clean_G: Tensor  # summed loss, clean and with the site's activations at zero, and the number of predictions
     zero_G: dict[tuple[Site, str], Tensor]
@@ -68,9 +74,12 @@ class Measurement:
         """Of how many a token was predicted."""
         return int((self.predicted_G > 0).sum())
 
-    def statistics(self, site: Site, name: str, position0: str = "excluded") -> dict[str, Callable[[Tensor], Tensor]]:
-        """{metric: weights_BG -> [B]} of a codec, over resamples of documents."""
-        meter, ratio = self.meters[site][name], metrics.ratio_of_sums
+    def meter(self, entry: Entry) -> Meter:
+        return self.meters[entry.site][entry.name]
+
+    def statistics(self, entry: Entry, position0: str = "excluded") -> dict[str, Callable[[Tensor], Tensor]]:
+        """{metric: weights_BG -> [B]} over resamples of documents."""
+        site, meter, ratio = entry.site, self.meter(entry), metrics.ratio_of_sums
         loss_G = meter.loss[position0]
         ablated = {"zero": self.zero_G[site, position0], "mean": self.meters[site]["mean"].loss[position0]}
         return {
@@ -84,41 +93,41 @@ class Measurement:
         }
 
     def table(self, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
-        """One row for each site, codec, metric and position0; blank where a codec has no such metric.
+        """One row for each entry, metric and position0; blank where a codec has no such metric.
 
         Intervals are the central 95% over `draws` bootstraps of documents, blank for fewer documents than `metrics.interval`
         takes. documents: those that have a vector, of what is spliced those that have a prediction.
         """
         weights_BG, spliced = metrics.bootstrap_weights(self.documents, draws, seed), self.spliced_documents
         ones, blank, rows = torch.ones(1, self.documents, dtype=torch.float64), float("nan"), []
-        for site, named in self.meters.items():
-            for name, meter in named.items():
-                for position0 in VIEWS:
-                    with_vectors = int((meter.sums[position0].spread.count_G > 0).sum())
-                    documents = {metric: spliced if metric in SPLICED else with_vectors for metric in METRICS}
-                    found = {
-                        metric: (statistic(ones).item(), *metrics.interval(statistic, weights_BG, documents[metric]))
-                        for metric, statistic in self.statistics(site, name, position0).items()
-                    }
-                    found |= {metric: (value, blank, blank) for metric, value in meter.whole(position0).items()}
-                    for metric in METRICS:
-                        used = self.splice_tokens if metric in SPLICED else self.tokens
-                        about = (position0, self.split, used, *trained(meter.codec), meter.grid is not None)
-                        about += (documents[metric],)
-                        numbers = found.get(metric, (blank, blank, blank))
-                        rows.append([site.hook, name, *describe(meter.codec), metric, *numbers, *about])
+        for entry in self.entries:
+            meter, about = self.meter(entry), described(entry)
+            for position0 in VIEWS:
+                with_vectors = int((meter.sums[position0].spread.count_G > 0).sum())
+                documents = {metric: spliced if metric in SPLICED else with_vectors for metric in METRICS}
+                numbers = {
+                    metric: (statistic(ones).item(), *metrics.interval(statistic, weights_BG, documents[metric]))
+                    for metric, statistic in self.statistics(entry, position0).items()
+                }
+                numbers |= {metric: (value, blank, blank) for metric, value in meter.whole(position0).items()}
+                for metric in METRICS:
+                    value, low, high = numbers.get(metric, (blank, blank, blank))
+                    row = {"metric": metric, "value": value, "low": low, "high": high, "position0": position0}
+                    row |= {"split": self.split, "tokens": self.splice_tokens if metric in SPLICED else self.tokens}
+                    row |= {"quantised": meter.grid is not None, "documents": documents[metric]}
+                    rows.append(about | row)
         return pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(WHOLE, "Int64"))
 
     def densities(self) -> pd.DataFrame:
         """site, dictionary, latent, density (position 0 left out)."""
         columns, tables = ["site", "dictionary", "latent", "density"], []
-        for site, named in self.meters.items():
-            for name, meter in named.items():
-                if meter.latents:
-                    codes = meter.codes["excluded"]
-                    density = (codes.fired_L.double() / codes.vectors_G.sum()).numpy()
-                    about = {"site": site.hook, "dictionary": name, "latent": range(meter.latents)}
-                    tables.append(pd.DataFrame({**about, "density": density}))
+        for entry in self.entries:
+            meter = self.meter(entry)
+            if meter.latents:
+                codes = meter.codes["excluded"]
+                density = (codes.fired_L.double() / codes.vectors_G.sum()).numpy()
+                about = {"site": entry.site.hook, "dictionary": entry.name, "latent": range(meter.latents)}
+                tables.append(pd.DataFrame({**about, "density": density}))
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
 
 
@@ -145,7 +154,7 @@ def check_options(
 def measure(
     model: LanguageModel,
     rows: Rows,
-    dictionaries: dict[Site, dict[str, Dictionary]],
+    entries: Sequence[Entry],
     means: dict[str, Means],
     validation: Iterable[tuple[Tensor, dict[str, Tensor]]],
     *,
@@ -155,7 +164,7 @@ def measure(
     seed: int = 0,
     split: str = "test",
 ) -> Measurement:
-    """Every dictionary, and the identity, mean and position-0 codecs, at each site.
+    """Every entry, and the identity, mean and position-0 codecs, at each site.
 
     Reconstruction is measured on `tokens` of the split, loss and KL on the first `splice_tokens` of those, all in fp32.
     Special tokens, on which nothing is trained, are left out of both (see `positions.coded`): they keep their activations.
@@ -167,6 +176,7 @@ def measure(
     for name, value in (("tokens", tokens), ("splice_tokens", splice_tokens)):
         if value < context:
             raise ValueError(f"{name}={value} is less than one row of {context}; raise it")
+    dictionaries = by_site(entries)
     seen = calibrate(dictionaries, validation, special)
     chosen = rows_read(rows, tokens, seed)
     spliced_rows = min(len(chosen), splice_tokens // context)
@@ -178,9 +188,11 @@ def measure(
         site: {name: Meter(d, spreads[site], seen[site][name], quantise) for name, d in named.items()}
         for site, named in dictionaries.items()
     }
+    rows_of_table = []
     for site in dictionaries:
-        for name, codec in codecs(means[site.key]).items():
-            meters[site][name] = Meter(codec, spreads[site])
+        references = reference_entries(site, means[site.key])
+        meters[site] |= {entry.name: Meter(entry.dictionary, spreads[site]) for entry in references}
+        rows_of_table += [*(entry for entry in entries if entry.site == site), *references]
     clean_G, predicted_G = torch.zeros(2, len(numbers), dtype=torch.float64)
     zero_G = {(site, p): torch.zeros(len(numbers), dtype=torch.float64) for site in meters for p in VIEWS}
     sites = list(dictionaries)
@@ -216,7 +228,7 @@ def measure(
                             add(meter.kl[position0], targets, divergence)
                     advance(part.numel())
     about = (split, len(chosen) * context, spliced_rows * context)
-    return Measurement(meters, clean_G, zero_G, predicted_G, *about)
+    return Measurement(rows_of_table, meters, clean_G, zero_G, predicted_G, *about)
 
 
 def rows_read(rows: Rows, tokens: int, seed: int) -> np.ndarray:
@@ -257,14 +269,16 @@ def put(x_RCD: Tensor, coded_N: Tensor, x_hat_ND: Tensor) -> Tensor:
     return spliced_RCD
 
 
-def codecs(means: Means) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+def reference_entries(site: Site, means: Means) -> list[Entry]:
     """Reference codecs: identity (perfect), the mean (no information), the mean at position 0 and elsewhere."""
 
     def position0(x_ND: Tensor, first_N: Tensor) -> Tensor:
         return torch.where(first_N.to(x_ND.device)[:, None], means.first_D, means.rest_D)
 
-    known = (lambda x, _: x, lambda x, _: means.rest_D.expand_as(x), position0)
-    return dict(zip(REFERENCES, known, strict=True))
+    codecs: tuple[Any, ...] = (lambda x, _: x, lambda x, _: means.rest_D.expand_as(x), position0)
+    return [
+        Entry(site, name, "reference", None, None, codec, name) for name, codec in zip(REFERENCES, codecs, strict=True)
+    ]
 
 
 def both(clean: CleanPass, site: Site, x_hat_RCD: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -277,12 +291,11 @@ def add(sums_G: Tensor, documents_N: Tensor, values: Tensor) -> None:
     sums_G.index_add_(0, documents_N, values.flatten().double().cpu())
 
 
-def describe(codec) -> tuple:
-    """kind, k, latents."""
-    return (codec.kind, codec.k, codec.latents) if isinstance(codec, Dictionary) else ("codec", None, None)
-
-
-def trained(codec) -> tuple:
-    """trained_tokens, seed."""
-    known = codec.provenance if isinstance(codec, Dictionary) else {}
-    return known.get("tokens"), known.get("seed")
+def described(entry: Entry) -> dict[str, Any]:
+    """The columns that are the same in all of an entry's rows."""
+    columns = {"site": entry.site.hook, "dictionary": entry.name, "method": entry.method, "role": entry.role}
+    columns |= {"kind": "codec", "k": entry.k, "latents": None, "seed": entry.seed, "trained_tokens": None}
+    if isinstance(entry.dictionary, Dictionary):
+        columns |= {"kind": entry.dictionary.kind, "latents": entry.dictionary.latents}
+        columns |= {"trained_tokens": entry.dictionary.provenance.get("tokens")}
+    return columns

@@ -3,6 +3,9 @@
 N vectors, G documents.
 """
 
+from collections.abc import Hashable, Mapping
+from typing import TypeVar
+
 import torch
 
 from rayscope.dictionaries import Dictionary
@@ -11,28 +14,29 @@ from rayscope.evaluation.quantisation import Calibration
 from rayscope.model.sites import Site
 from rayscope.streams.stream import Batch
 
+Key = TypeVar("Key", bound=Hashable)
 CHUNK = 4096  # vectors encoded at a time
 
 
 @torch.no_grad()
 def reconstruct(
-    dictionaries: dict[Site, dict[str, Dictionary]],
+    dictionaries: Mapping[Site, Mapping[Key, Dictionary]],
     held_out: Batch,
     validation: Batch | None = None,
     quantise: bool = True,
-) -> dict[Site, dict[str, Meter]]:
-    """{site: {name: Meter}} over the held-out vectors, none of which is at position 0; documents in order of their number.
+) -> dict[Site, dict[Key, Meter]]:
+    """{site: {key: Meter}} over the held-out vectors, none of which is at position 0; documents in order of their number.
 
     validation: vectors on which each latent's range and frequency are read; without them codes are measured as they are,
     as with quantise False, and bits_entropy is not known.
     """
     numbers, documents_N = held_out.documents_N.unique(return_inverse=True)
-    meters: dict[Site, dict[str, Meter]] = {}
+    meters: dict[Site, dict[Key, Meter]] = {}
     for site, named in dictionaries.items():
         meters[site], spreads = {}, Spreads(site.width, len(numbers))
         for part, ids_N in zip(pieces(held_out), documents_N.split(CHUNK), strict=True):
             spreads.update(part.activations[site.key], ids_N, nowhere(part))
-        for name, dictionary in named.items():
+        for key, dictionary in named.items():
             seen = None
             if validation is not None:
                 seen = Calibration(dictionary.latents, dictionary.device)
@@ -43,7 +47,7 @@ def reconstruct(
             for part, ids_N in zip(pieces(held_out), documents_N.split(CHUNK), strict=True):
                 x_ND = part.activations[site.key].to(dictionary.device)
                 meter.reconstruct(x_ND, part.tokens_N, ids_N, nowhere(part))
-            meters[site][name] = meter
+            meters[site][key] = meter
     return meters
 
 

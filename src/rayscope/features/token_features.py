@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from rayscope.console import track
 from rayscope.dictionaries.base import Codes, Dictionary
+from rayscope.evaluation.entry import Entry, by_site
 from rayscope.features.detection import Detectors, Ranked, at_threshold, choose, columns, positives
 from rayscope.features.probes import fit_probes, probe_scores, probe_table
 from rayscope.features.tokens import Labels, Tokens, text_of
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
 PREDICATES = ("current", "previous")
 COLUMNS = [
-    *("site", "dictionary", "kind", "k", "latents", "predicate", "token", "token_id", "rank", "count"),
+    *("site", "dictionary", "method", "role", "kind", "k", "latents"),
+    *("predicate", "token", "token_id", "rank", "count"),
     *("latent", "sign", "threshold", "auroc", "balanced_accuracy", "f1", "positives"),
     *("labels", "split", "tokens", "trained_tokens", "seed", "appeared_at"),
 ]
@@ -66,25 +68,24 @@ def ranked(codes: Codes, signed: bool) -> list[Ranked]:
 
 
 def token_features(
-    dictionaries: Mapping["Site", Mapping[str, Dictionary]],
+    entries: Sequence[Entry],
     validation: Iterable["Batch"],
     test: Iterable["Batch"],
     tokens: Tokens,
     tokenizer,
     *,
     seed: int = 0,
-    trained_tokens: Mapping[str, int] | None = None,
 ) -> pd.DataFrame:
-    """token_features.csv: one row per site, dictionary, labels (real, shuffled), predicate and token.
+    """token_features.csv: one row per entry (and linear probe of each site), labels (real, shuffled), predicate and token.
 
     The linear probe is fitted on validation, with thresholds from left-one-out scores. Shuffled labels are permuted
-    over each whole split; choice, threshold, probe and score are all made again from them.
-    trained_tokens: {dictionary name: tokens}, blank for those not in it.
+    over each whole split; choice, threshold, probe and score are all computed again from them.
     A token without positives on validation has a row without a latent; one without positives on test, without scores.
     """
     for name, split in (("validation", validation), ("test", test)):
         if isinstance(split, Iterator):
             raise ValueError(f"the {name} batches can be read only once; give a stream or a list")
+    dictionaries = by_site(entries)
     keyed = {site.key: named for site, named in dictionaries.items()}
     (seen, codes), (new, new_codes) = collect(validation, keyed), collect(test, keyed)
     labellings = list(_labellings(seen, new, tokens, seed))
@@ -92,17 +93,19 @@ def token_features(
     about_tokens = {"token": texts, "token_id": tokens.ids_T, "rank": tokens.ranks_T, "count": tokens.counts_T}
     common = about_tokens | {"split": "test", "tokens": len(new), "seed": seed, "appeared_at": None}
     tables = []
-    pairs = [(site, name, dictionary) for site, named in dictionaries.items() for name, dictionary in named.items()]
-    for site, name, dictionary in track(pairs, "token features", unit="dictionaries"):
+    for entry in track(list(entries), "token features", unit="dictionaries"):
+        site, name, dictionary = entry.site, entry.name, entry.dictionary
         ranks, new_ranks = (ranked(c[site.key][name], dictionary.signed) for c in (codes, new_codes))
-        about = {"site": site.hook, "dictionary": name, "kind": dictionary.kind, "k": dictionary.k}
-        about |= {"latents": dictionary.latents, "trained_tokens": (trained_tokens or {}).get(name)}
+        about = {"site": site.hook, "dictionary": name, "method": entry.method, "role": entry.role, "k": entry.k}
+        about |= {"kind": dictionary.kind, "latents": dictionary.latents}
+        about |= {"trained_tokens": dictionary.provenance.get("tokens")}
         for which, classes_N, new_classes_N in labellings:
             chosen = choose(ranks, classes_N, len(tokens))
             scores = detector_scores(chosen, new_codes[site.key][name], new_ranks[0], new_classes_N)
             tables.append(pd.DataFrame(common | about | which | scores))
     for site, found in _probe_rows(list(dictionaries), validation, test, labellings, len(tokens)):
-        about = {"site": site.hook, "dictionary": "linear_probe", "kind": "probe", "trained_tokens": None}
+        about = {"site": site.hook, "dictionary": "linear_probe", "method": "linear_probe", "role": "reference"}
+        about |= {"kind": "probe", "trained_tokens": None}
         about |= {"k": None, "latents": None, "latent": None, "sign": None}
         for (which, _, new_classes_N), scores in zip(labellings, found, strict=True):
             counted = {"positives": positives(new_classes_N, len(tokens)).numpy()}

@@ -144,14 +144,14 @@ def flat(value: Any, name: str = "") -> list[tuple[str, str]]:
 def sites(evaluation: pd.DataFrame, table: pd.DataFrame) -> list[dict]:
     """What the template shows of each site."""
     k = headline_k(table)
-    signed = list(dict.fromkeys(table.loc[table["role"] == "directions", "family"]))
+    signed = list(dict.fromkeys(table.loc[table["role"] == "directions", "method"]))
     found = []
     for site in dict.fromkeys(table["site"]):
         here, this = table[table["site"] == site], evaluation[evaluation["site"] == site]
         excluded, included = here[here["position0"] == "excluded"], here[here["position0"] == "included"]
         all_k = verdicts(this)
         headline = [row for row in all_k if row["k"] == k and row["role"] == "rays"]
-        beside = verdicts(this, against=signed, roles=("rays",)) if signed else []
+        beside = verdicts(this, against=signed, roles=("rays",), rivals="directions") if signed else []
         found.append(
             {
                 "name": site,
@@ -210,10 +210,10 @@ def drawings(found: dict[str, Any], table: pd.DataFrame) -> dict[str, str]:
     features, density, training = (
         found.get(f"{name}.csv") for name in ("token_features", "latent_density", "training")
     )
-    both = [table[["role", "family", "kind"]]] + (
-        [] if features is None else [figures.at_headline(features)[["role", "family", "kind"]]]
-    )
-    look = figures.styles(pd.concat([one for one in both if len(one)] or both[:1]))
+    methods = [table[["role", "method"]]]
+    if features is not None:
+        methods.append(figures.at_headline(features)[["role", "method"]])
+    look = figures.styles(pd.concat([one for one in methods if len(one)] or methods[:1]))
     made = {}
     for position0 in ("excluded", "included"):
         part = table[table["position0"] == position0]

@@ -9,12 +9,17 @@ from typing import Any
 
 import pandas as pd
 
-from rayscope.report.tables import COLUMNS
+from rayscope.report.tables import COLUMNS, ROLES
 
-TEXT = {"site", "dictionary", "kind", "metric", "position0", "split", "quantised", "predicate", "token", "labels"}
+TEXT = {
+    *("site", "dictionary", "method", "role", "kind", "metric", "position0", "split", "quantised"),
+    *("predicate", "token", "labels"),
+}
 FEATURES = [
     "site",
     "dictionary",
+    "method",
+    "role",
     "kind",
     "k",
     "predicate",
@@ -60,7 +65,8 @@ class Damaged(ValueError):
 def read_csv(path: Path, needed: Sequence[str]) -> pd.DataFrame:
     """Read by the csv module, to which tokens such as NA, null and "\\0" are text; blank numbers are nan.
 
-    Raises Damaged for a table that was cut off, lacks a column of `needed`, or has something else than numbers there.
+    Raises Damaged for a table that was cut off, lacks a column of `needed`, or has something else than numbers there,
+    or an unknown role.
     """
     text = path.read_bytes().decode("utf-8", "replace")
     if (
@@ -90,4 +96,7 @@ def read_csv(path: Path, needed: Sequence[str]) -> pd.DataFrame:
             if column in needed and len(strange):
                 raise Damaged(f"record {strange.index[0] + 2} has {column}={strange.iloc[0]!r:.40}, not a number")
             table[column] = numbers
+    strange = table["role"][~table["role"].isin(ROLES)] if "role" in needed else []
+    if len(strange):
+        raise Damaged(f"record {strange.index[0] + 2} has role={strange.iloc[0]!r:.40}, not one of {', '.join(ROLES)}")
     return table

@@ -1,50 +1,30 @@
-"""evaluation.csv as rows in reading order: roles, families, the headline k."""
+"""evaluation.csv as rows in reading order: roles, methods, the headline k."""
 
 import math
 
 import numpy as np
 import pandas as pd
 
-from rayscope.dictionaries import KINDS
 from rayscope.evaluation.metrics import FEWEST_DOCUMENTS
 from rayscope.report.metrics import METRICS
 
-KEYS = ["site", "dictionary", "kind", "k", "latents", "position0"]
+KEYS = ["site", "dictionary", "method", "role", "kind", "k", "latents", "position0"]
 COLUMNS = [*KEYS, "metric", "value", "low", "high", "split", "tokens", "trained_tokens", "seed"]
 ROLES = {
-    "null": "Codecs and nulls",
+    "reference": "Reference codecs",
+    "control": "Controls, whose directions know nothing of the data",
     "baseline": "Baselines",
     "told": "Learned, and told the token (which bits do not count)",
     "directions": "Learned directions (signed)",
     "rays": "Learned rays (never negative)",
 }
-
-
-def role(kind: str, dictionary: str) -> str:
-    """null, baseline, told, directions or rays: the groups of every table and the colours of every figure."""
-    if kind == "codec" or any(word in dictionary.lower() for word in ("random", "shuffled", "untrained")):
-        return "null"
-    if kind in ("linear", "probe") or "frozen" in dictionary.lower():
-        return "baseline"
-    if kind in KINDS and KINDS[kind].side:
-        return "told"
-    return "directions" if kind in KINDS and KINDS[kind].signed else "rays"
-
-
-def family(dictionary: str, k: float) -> str:
-    """The name without a k at its end: topk_k8, topk-8 and topk are one family at k = 8."""
-    if not math.isnan(k):
-        for tail in (f"k={k:.0f}", f"k{k:.0f}", f"{k:.0f}"):
-            start = dictionary.removesuffix(tail)
-            if start != dictionary and start[-1:] in ("_", "-", ".", "/", "@", " "):
-                return start[:-1]
-    return dictionary
+LEARNED = ("rays", "directions")  # without side information
 
 
 def rows(evaluation: pd.DataFrame) -> pd.DataFrame:
-    """One row for each site, dictionary, k and position0: nulls on top, learned below.
+    """One row for each site, dictionary, k and position0: references on top, learned below.
 
-    Columns: KEYS, role, family, seeds, tokens, trained_tokens, quantised, and metric, metric_low, metric_high and
+    Columns: KEYS, seeds, tokens, trained_tokens, quantised, and metric, metric_low, metric_high and
     metric_documents (NaN in a table that was made before they were counted) of every metric. Several seeds become their
     mean, an interval that covers all of theirs, and their fewest documents. Test rows alone, if there are any.
     """
@@ -68,12 +48,9 @@ def rows(evaluation: pd.DataFrame) -> pd.DataFrame:
         values = pd.to_numeric(evaluation[column]).groupby([row, evaluation["metric"]]).agg(how).unstack()
         for name in METRICS:
             table[name if column == "value" else f"{name}_{column}"] = values.get(name, np.nan)
-    table["role"] = [role(kind, name) for kind, name in zip(table["kind"], table["dictionary"], strict=True)]
-    table["family"] = [family(name, k) for name, k in zip(table["dictionary"], table["k"], strict=True)]
-    order = {name: i for i, name in enumerate(dict.fromkeys(table["family"]))}
-    ranks = table.assign(
-        role=table["role"].map(list(ROLES).index), family=table["family"].map(order), kind=table["kind"] != "codec"
-    ).sort_values(["site", "position0", "role", "kind", "family", "latents", "k"], kind="stable")
+    order = {name: i for i, name in enumerate(dict.fromkeys(table["method"]))}
+    ranks = table.assign(role=table["role"].map(list(ROLES).index), method=table["method"].map(order))
+    ranks = ranks.sort_values(["site", "position0", "role", "method", "latents", "k"], kind="stable")
     return table.loc[ranks.index].reset_index(drop=True)
 
 
@@ -86,7 +63,7 @@ def quantised(evaluation: pd.DataFrame) -> pd.Series:
 
 def values_said(evaluation: pd.DataFrame) -> str:
     """What the codes' values were in FVU and dCE: on the 8 bits that `bits` counts, or not."""
-    coded = quantised(evaluation)[evaluation["kind"] != "codec"]
+    coded = quantised(evaluation)[evaluation["role"] != "reference"]
     if coded.empty or not coded.any():
         return "Values are in full precision, not on the 8 bits that bits count."
     if coded.all():
@@ -96,15 +73,15 @@ def values_said(evaluation: pd.DataFrame) -> str:
 
 def headline_k(table: pd.DataFrame) -> float:
     """The lower middle one of the k that learned dictionaries have (8 of 4, 8, 16, 32); nan if there are none."""
-    learned = table[table["role"].isin(["rays", "directions"])]
+    learned = table[table["role"].isin(LEARNED)]
     ks = sorted((learned if len(learned) else table)["k"].dropna().unique())
     return float(ks[(len(ks) - 1) // 2]) if ks else math.nan
 
 
 def at_k(table: pd.DataFrame, k: float) -> pd.DataFrame:
-    """Codecs, the learned rows at this k, and of every other family the row nearest to those rays in bits per token.
+    """References, the learned rows at this k, and of every other method the row nearest to those rays in bits per token.
 
-    A learned family without this k shows its nearest one.
+    A learned method without this k shows its nearest one.
     """
     distance = (np.log(table["k"].astype(float)) - (math.log(k) if k > 0 else 0)).abs()
     if "bits" in table:
@@ -115,9 +92,9 @@ def at_k(table: pd.DataFrame, k: float) -> pd.DataFrame:
         in_bits = (
             np.log(bits.where(bits > 0)) - np.log(budget.where(budget > 0).reindex(places).to_numpy(float))
         ).abs()
-        distance = distance.where(table["role"].isin(["rays", "directions"]), in_bits.fillna(distance))
+        distance = distance.where(table["role"].isin(LEARNED), in_bits.fillna(distance))
     distance = distance.fillna(0.0)
-    least = distance.groupby([table["site"], table["position0"], table["family"], table["kind"]]).transform("min")
+    least = distance.groupby([table["site"], table["position0"], table["role"], table["method"]]).transform("min")
     return table[distance <= least + 1e-9]
 
 
@@ -138,9 +115,6 @@ def counted(documents: float) -> str:
 
 def seeds_said(evaluation: pd.DataFrame) -> str:
     """ "1 seed", or how many."""
-    learned = [
-        role(kind, name) in ("rays", "directions")
-        for kind, name in zip(evaluation["kind"], evaluation["dictionary"], strict=True)
-    ]
-    seeds = evaluation[learned]["seed"].nunique() if any(learned) else evaluation["seed"].nunique()
+    learned = evaluation[evaluation["role"].isin(LEARNED)]
+    seeds = (learned if len(learned) else evaluation)["seed"].nunique()
     return f"{seeds} seed{'' if seeds == 1 else 's'}"

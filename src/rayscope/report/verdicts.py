@@ -8,7 +8,7 @@ import pandas as pd
 
 from rayscope.evaluation.metrics import FEWEST_DOCUMENTS
 from rayscope.report.metrics import METRICS
-from rayscope.report.tables import rows
+from rayscope.report.tables import LEARNED, rows
 
 BASELINES = ("pca_topk", "pca_prefix")
 METHODS = {  # how a baseline's value at as many bits was found: see at_bits
@@ -60,9 +60,10 @@ def verdicts(
     evaluation: pd.DataFrame,
     against: Sequence[str] = BASELINES,
     position0: str = "excluded",
-    roles: Sequence[str] = ("rays", "directions"),
+    roles: Sequence[str] = LEARNED,
+    rivals: str = "baseline",
 ) -> list[dict]:
-    """Every learned dictionary compared with every rival family at the same number of bits, in fvu and dce.
+    """Every dictionary of these roles compared with methods of the rivals' role at as many bits, in fvu and dce.
 
     Each is {site, position0, ours, role, k, metric, baseline, bits, value, low, high, documents, baseline_value, baseline_low,
     baseline_high, overlap, outcome, method}. See `at_bits` for the method and `judge` for the outcome.
@@ -71,11 +72,11 @@ def verdicts(
     table = table[table["position0"] == position0]
     found = []
     for ours in table[table["role"].isin(roles) & (table["bits"] > 0)].to_dict("records"):
-        rivals = table[table["site"] == ours["site"]]
+        curves = table[(table["site"] == ours["site"]) & (table["role"] == rivals)]
         for metric in ("fvu", "dce"):
             mine = {"value": ours[metric]} | {key: ours[f"{metric}_{key}"] for key in ("low", "high", "documents")}
             for name in against:
-                theirs = at_bits(rivals[rivals["family"] == name], metric, ours["bits"])
+                theirs = at_bits(curves[curves["method"] == name], metric, ours["bits"])
                 outcome, overlap = judge(mine, theirs)
                 found.append(
                     {key: ours[key] for key in ("site", "position0", "role", "k", "bits")}

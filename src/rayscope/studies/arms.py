@@ -1,13 +1,15 @@
 """Arms: the dictionaries that a study trains, on any stream, each resumed where it was stopped."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 
 from rayscope.dictionaries import Dictionary, Learned, load
+from rayscope.evaluation.entry import Entry, Role, label, role_of
 from rayscope.model.sites import Site
 from rayscope.pipeline import DICTIONARIES, is_trained, train_on
 from rayscope.streams.stream import Batch, Stream
@@ -15,54 +17,80 @@ from rayscope.streams.stream import Batch, Stream
 LIMIT = 32 * 2**30  # bytes on a device at a time, which leave room for the model and a step where there are 48 GB
 
 
+@dataclass(frozen=True)
+class Arm:
+    """A dictionary that a study trains at every site; its name is that of its folder."""
+
+    method: str
+    k: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return label(self.method, self.k, self.seed)
+
+    def entry(self, site: Site, dictionary: Dictionary, role: Role | None = None) -> Entry:
+        return Entry(site, self.method, role or role_of(dictionary), self.k, self.seed, dictionary, self.name)
+
+
+class Named(Hashable, Protocol):
+    """An arm of any facts."""
+
+    @property
+    def name(self) -> str: ...
+
+
+A = TypeVar("A", bound=Named)
+
+
 def train_arms(
     folder: Path,
     stream: Stream,
     calibration: Iterable[Batch],
-    arms: dict[str, Callable[..., Learned]],
+    arms: Mapping[A, Callable[..., Learned]],
     *,
     vocabulary: int = 1,
     about: dict[Site, dict[str, Any]] | None = None,
-) -> dict[Site, dict[str, Dictionary]]:
-    """{site: {name: dictionary}}, trained in `folder` on the whole stream; what is finished there is read again.
+) -> dict[Site, dict[A, Dictionary]]:
+    """{site: {arm: dictionary}}, trained in `folder` on the whole stream; what is finished there is read again.
 
     calibration: held-out batches on which thresholds are set. All arms see the same batches in the same order.
     """
     if not is_trained(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        train_on(stream, calibration, arms, folder, about=about or {}, vocabulary=vocabulary)
+        makers = {arm.name: make for arm, make in arms.items()}
+        train_on(stream, calibration, makers, folder, about=about or {}, vocabulary=vocabulary)
     return {
-        site: {name: load(folder / DICTIONARIES / site.key / name).to(stream.device) for name in arms}
+        site: {arm: load(folder / DICTIONARIES / site.key / arm.name).to(stream.device) for arm in arms}
         for site in stream.sites
     }
 
 
-def groups(sites: Sequence[Site], names: Iterable[str], latents: int) -> list[tuple[tuple[Site, ...], tuple[str, ...]]]:
-    """[(sites, names)] whose training holds at most LIMIT bytes (or is one dictionary): everything together, where it fits.
+def groups(sites: Sequence[Site], arms: Iterable[A], latents: int) -> list[tuple[tuple[Site, ...], tuple[A, ...]]]:
+    """[(sites, arms)] whose training holds at most LIMIT bytes (or is one dictionary): all together, if they fit.
 
-    Each group harvests the stream once more, so there are no more than that takes: a site alone, as many names as fit.
+    Each group harvests the stream once more, so there are no more than that takes: one site, as many arms as fit.
     """
-    names = tuple(names)
+    arms = tuple(arms)
     cost = {site: 4 * 4 * 2 * latents * site.width for site in sites}  # weight, gradient, Adam's two; encoder, decoder
-    if len(names) * sum(cost.values()) <= LIMIT:
-        return [(tuple(sites), names)]
+    if len(arms) * sum(cost.values()) <= LIMIT:
+        return [(tuple(sites), arms)]
     size = {site: max(1, LIMIT // cost[site]) for site in sites}
-    return [((site,), names[i : i + size[site]]) for site in sites for i in range(0, len(names), size[site])]
+    return [((site,), arms[i : i + size[site]]) for site in sites for i in range(0, len(arms), size[site])]
 
 
-def parts(dictionaries: dict[Site, dict[str, Dictionary]]) -> list[dict[Site, dict[str, Dictionary]]]:
+def parts(entries: Iterable[Entry]) -> list[list[Entry]]:
     """The same in order, cut where the weights pass LIMIT bytes."""
-    found: list[dict[Site, dict[str, Dictionary]]] = []
+    cut: list[list[Entry]] = []
     room = -1
-    for site, named in dictionaries.items():
-        for name, dictionary in named.items():
-            size = sum(tensor.nbytes for tensor in dictionary.state_dict().values())
-            if size > room:
-                found.append({})
-                room = LIMIT
-            found[-1].setdefault(site, {})[name] = dictionary
-            room -= size
-    return found
+    for entry in entries:
+        size = sum(tensor.nbytes for tensor in entry.dictionary.state_dict().values())
+        if size > room:
+            cut.append([])
+            room = LIMIT
+        cut[-1].append(entry)
+        room -= size
+    return cut
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from rayscope.baselines.pca import pca
 from rayscope.dictionaries.code_length import bits
 from rayscope.drawing import COLOURS, MARKERS, label, panels
 from rayscope.evaluation import metrics
+from rayscope.evaluation.entry import Entry
 from rayscope.evaluation.measurement import Means, Measurement, measure
 from rayscope.model.sites import Site
 from rayscope.streams import positions
@@ -49,9 +50,9 @@ def metric_sanity(setting: Setting, *, tokens: int, splice_rows: int) -> Finding
             about = {"site": site.hook, "seed": seed}
             rows += [about | {"by": "metrics", "tokens": len(vectors.x_ND)} | row for row in explained(vectors)]
             measured, expected = evaluated(source, site, vectors, tokens, splice_rows)
-            rows += [about | {"by": "evaluation"} | row for row in compared(measured, site, expected)]
+            rows += [about | {"by": "evaluation"} | row for row in compared(measured, expected)]
             if site is residual:
-                known.append(knows_position0(measured, site, seed))
+                known.append(knows_position0(measured, seed))
     table = pd.DataFrame(rows).reindex(columns=COLUMNS)
     table["error"] = (table["observed"] - table["expected"]).abs()
     observed = {"error": Observed.exactly(table["error"].max()), "position0": over_seeds(known)}
@@ -206,8 +207,9 @@ def evaluated(
     prefix = pca(moments, k, "prefix").to(source.model.device)
     values_D = torch.linalg.eigvalsh(moments.covariance_DD)
     means = Means(*(mean_D.float().to(source.model.device) for mean_D in (known.first_D, known.rest_D)))
+    entry = Entry(site, "pca_prefix", "baseline", k, None, prefix, "pca_prefix")
     measured = measure(
-        source.model, source.text.test, {site: {"pca_prefix": prefix}}, {site.key: means}, [],
+        source.model, source.text.test, [entry], {site.key: means}, [],
         tokens=whole_rows(source, tokens), splice_tokens=splice_rows * source.text.context, quantise=False, seed=source.seed,
     )  # fmt: skip
     expected: dict[tuple[str, str, str], float] = {
@@ -231,21 +233,27 @@ def evaluated(
     return measured, expected
 
 
-def compared(measured: Measurement, site: Site, expected: dict[tuple[str, str, str], float]) -> Iterator[dict]:
+def compared(measured: Measurement, expected: dict[tuple[str, str, str], float]) -> Iterator[dict]:
     ones = torch.ones(1, measured.documents, dtype=torch.float64)
     for (codec, metric, position0), value in expected.items():
-        found = measured.statistics(site, codec, position0)["fvu" if metric == "ev" else metric](ones).item()
+        statistics = measured.statistics(the(codec, measured), position0)
+        found = statistics["fvu" if metric == "ev" else metric](ones).item()
         row = {"codec": codec, "metric": metric, "position0": position0, "expected": value}
         spliced = metric not in ("ev", "l2_ratio")
         row["tokens"] = measured.splice_tokens if spliced else measured.tokens
         yield row | {"observed": 1 - found if metric == "ev" else found}
 
 
-def knows_position0(measured: Measurement, site: Site, seed: int) -> tuple[float, Tensor]:
+def knows_position0(measured: Measurement, seed: int) -> tuple[float, Tensor]:
     """(explained variance of the position-0 codec, its bootstrap over documents)."""
-    fvu = measured.statistics(site, "position0", "included")["fvu"]
+    fvu = measured.statistics(the("position0", measured), "included")["fvu"]
     ones = torch.ones(1, measured.documents, dtype=torch.float64)
     return 1 - fvu(ones).item(), 1 - fvu(resamples(measured.documents, DRAWS, seed))
+
+
+def the(method: str, measured: Measurement) -> Entry:
+    """The entry of a method, at the one site that was measured."""
+    return next(entry for entry in measured.entries if entry.method == method)
 
 
 def figure(table: pd.DataFrame) -> str:

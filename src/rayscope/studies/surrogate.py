@@ -4,8 +4,10 @@ N vectors, L latents, B bootstrap draws, G documents.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import pandas as pd
 import torch
@@ -22,7 +24,7 @@ from rayscope.streams.source import Source
 from rayscope.streams.statistics import Moments
 from rayscope.streams.stream import Batch, Stream
 from rayscope.streams.surrogates import Surrogate, sample_sites
-from rayscope.studies.arms import train_arms
+from rayscope.studies.arms import Arm, train_arms
 from rayscope.studies.study import Findings, Observed, Setting, over_seeds, resamples
 from rayscope.text import SPLITS
 
@@ -33,7 +35,8 @@ COLUMNS = [
     "trained_tokens",
 ]  # fmt: skip
 DRAWS = 1000
-LARGEST = 1000.0  # a share of a gain that can vanish
+LARGEST = 1000.0  # a fraction of a gain that can vanish
+Gains = dict[tuple[str, int, int], tuple[float, Tensor]]  # {(hook, k, seed): (value, [B] its bootstrap)}
 
 
 @dataclass(frozen=True)
@@ -69,56 +72,83 @@ def surrogate(
     and k; `beyond_tokens`, the real gain less that on the token mixture, least over sites and k.
     """
     setting.check_list("ks", ks, [8, 16])
-    gains: dict[str, dict[tuple[str, int, int], tuple[float, Tensor]]] = {}
+    arms = {
+        Arm("rays", k, seed): partial(rays, latents=latents, k=k, seed=seed, lr=lr)
+        for k in ks
+        for seed in setting.seeds
+    }
+    gains: dict[str, Gains] = {}
     prefix: dict[tuple[str, str, int], float] = {}
     rows = []
-    for name, arena in make_arenas(setting, tokens, fit_tokens, sample, held_out):
-        arms = {
-            f"rays_k{k}_s{seed}": (
-                lambda width, k=k, seed=seed: rays(width=width, latents=latents, k=k, seed=seed, lr=lr)
-            )
-            for k in ks
-            for seed in setting.seeds
-        }
-        trained = train_arms(setting.folder / "arms" / name, arena.stream, [arena.validation], arms)
-        compared = {
-            site: named | at_equal_bits(arena.moments[site.key], named, site) for site, named in trained.items()
-        }
-        meters = reconstruct(compared, arena.test, arena.validation)
-        plain = reconstruct(
-            {s: {n: d for n, d in named.items() if n.startswith("pca_prefix")} for s, named in compared.items()},
-            arena.test,
-        )
-        gains[name] = {}
-        for site, named in compared.items():
-            fvu = {n: of_documents(meters[site][n]) for n in named}
-            rows += [row_of(name, site, n, d, meters[site][n], fvu[n], len(arena.test)) for n, d in named.items()]
-            for k in ks:
-                prefix[name, site.hook, k] = of_documents(plain[site][f"pca_prefix_{k}"])[0]
-                for seed in setting.seeds:
-                    mine, theirs = fvu[f"rays_k{k}_s{seed}"], fvu[f"pca_topk_{k}"]
-                    gain = 1 - mine[0] / theirs[0], 1 - mine[1] / theirs[1]
-                    gains[name][site.hook, k, seed] = gain
-                    about = {"stream": name, "site": site.hook, "method": "rays", "k": k, "seed": seed}
-                    low, high = metrics.interval(lambda _, draws=gain[1]: draws, gain[1])
-                    rows.append(
-                        {**about, "metric": "gain", "value": gain[0], "low": low, "high": high, "quantised": True}
-                    )
+    for stream, arena in make_arenas(setting, tokens, fit_tokens, sample, held_out):
+        trained = train_arms(setting.folder / "arms" / stream, arena.stream, [arena.validation], arms)
+        gains[stream] = {}
+        for site, learned in trained.items():
+            measured = measure(site, learned, arena)
+            rows += [
+                {"stream": stream, "site": site.hook, **row_of(one), "tokens": len(arena.test)} for one in measured
+            ]
+            prefix |= {(stream, site.hook, k): value for k, value in prefix_fvu(site, measured, arena).items()}
+            here = {(site.hook, *cell): gain for cell, gain in gains_of(measured).items()}
+            rows += [gain_row(stream, *cell, gain) for cell, gain in here.items()]
+            gains[stream] |= here
     table = pd.DataFrame(rows).reindex(columns=COLUMNS)
     cells = [(site.hook, k) for site in setting.sites for k in ks]
+    apart = [abs(prefix[null, *cell] / prefix["real", *cell] - 1) for null in MATCHED[:3] for cell in cells]
+    beyond = [least([difference(gains, cell, seed) for cell in cells]) for seed in setting.seeds]
     observed = {
-        "prefix": Observed.exactly(
-            max(abs(prefix[name, *cell] / prefix["real", *cell] - 1) for name in MATCHED[:3] for cell in cells)
-        ),
+        "prefix": Observed.exactly(max(apart)),
         **{
-            name: worst_share(gains, name, cells, setting.seeds)
-            for name in ("gaussian", "token_mixture", "random_weights")
+            null: worst_share(gains, null, cells, setting.seeds)
+            for null in ("gaussian", "token_mixture", "random_weights")
         },
-        "beyond_tokens": over_seeds(
-            [least([difference(gains, cell, seed) for cell in cells]) for seed in setting.seeds]
-        ),
+        "beyond_tokens": over_seeds(beyond),
     }
     return Findings(table, observed, figure(table))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Rays, or PCA at the bits of rays of k codes, on test vectors; fvu: (value, [B] its bootstrap over documents)."""
+
+    method: str
+    k: int
+    seed: int | None
+    dictionary: Dictionary
+    bits: float
+    fvu: tuple[float, Tensor]
+
+
+def measure(site: Site, learned: Mapping[Arm, Dictionary], arena: Arena) -> list[Measured]:
+    compared: dict[tuple[str, int, int | None], Dictionary] = {
+        (arm.method, arm.k, arm.seed): dictionary for arm, dictionary in learned.items()
+    }
+    for method, coder in (("pca_topk", "topk"), ("pca_prefix", "prefix")):
+        fitted = pca(arena.moments[site.key], 1, coder)
+        for arm, rays in learned.items():
+            compared[method, arm.k, None] = fitted.with_k(fitted.k_of_bits(rays.bits())).to(rays.device)
+    meters = reconstruct({site: compared}, arena.test, arena.validation)[site]
+    return [
+        Measured(*key, dictionary, meters[key].whole()["bits"], of_documents(meters[key]))
+        for key, dictionary in compared.items()
+    ]
+
+
+def prefix_fvu(site: Site, measured: Sequence[Measured], arena: Arena) -> dict[int, float]:
+    """{k of the rays: FVU of pca_prefix, its values in full precision}."""
+    prefix = {one.k: one.dictionary for one in measured if one.method == "pca_prefix"}
+    meters = reconstruct({site: prefix}, arena.test)[site]
+    return {k: of_documents(meter)[0] for k, meter in meters.items()}
+
+
+def gains_of(measured: Sequence[Measured]) -> dict[tuple[int, int], tuple[float, Tensor]]:
+    """{(k, seed): 1 - FVU(rays) / FVU(pca_topk)}."""
+    theirs = {one.k: one.fvu for one in measured if one.method == "pca_topk"}
+    return {
+        (one.k, one.seed): (1 - one.fvu[0] / theirs[one.k][0], 1 - one.fvu[1] / theirs[one.k][1])
+        for one in measured
+        if one.seed is not None
+    }
 
 
 def make_arenas(
@@ -154,17 +184,6 @@ def make_arenas(
     yield "random_weights", Arena(train_on(other), held["validation"], held["test"], moments)
 
 
-def at_equal_bits(moments: Moments, rays: dict[str, Dictionary], site: Site) -> dict[str, Dictionary]:
-    """{"pca_topk_<k of the rays>", "pca_prefix_<k of the rays>"}: PCA at the least k of at least as many bits."""
-    found: dict[str, Dictionary] = {}
-    for coder in ("topk", "prefix"):
-        fitted = pca(moments, 1, coder)
-        for d in rays.values():
-            k = fitted.k_of_bits(d.bits())
-            found[f"pca_{coder}_{d.k}"] = fitted.with_k(k).to(d.device)
-    return found
-
-
 def of_documents(meter: Meter) -> tuple[float, Tensor]:
     """(FVU, [B] its bootstrap over documents, the same resamples for every codec)."""
     documents = len(meter.sums["excluded"].error_G)
@@ -172,16 +191,19 @@ def of_documents(meter: Meter) -> tuple[float, Tensor]:
     return fvu(torch.ones(1, documents, dtype=torch.float64)).item(), fvu(resamples(documents, DRAWS))
 
 
-def row_of(
-    stream: str, site: Site, name: str, d: Dictionary, meter: Meter, fvu: tuple[float, Tensor], tokens: int
-) -> dict:
-    low, high = metrics.interval(lambda _: fvu[1], fvu[1])
-    method = name if not name.startswith("pca") else name.rpartition("_")[0]
-    return {
-        "stream": stream, "site": site.hook, "method": method.partition("_k")[0], "k": d.k, "latents": d.latents,
-        "bits": meter.whole()["bits"], "seed": d.provenance.get("seed"), "metric": "fvu", "value": fvu[0], "low": low,
-        "high": high, "quantised": True, "tokens": tokens, "trained_tokens": d.provenance.get("tokens"),
-    }  # fmt: skip
+def row_of(one: Measured) -> dict[str, Any]:
+    value, draws_B = one.fvu
+    low, high = metrics.interval(lambda _: draws_B, draws_B)
+    about = {"method": one.method, "k": one.dictionary.k, "latents": one.dictionary.latents, "bits": one.bits}
+    about |= {"seed": one.seed, "trained_tokens": one.dictionary.provenance.get("tokens"), "quantised": True}
+    return {**about, "metric": "fvu", "value": value, "low": low, "high": high}
+
+
+def gain_row(stream: str, hook: str, k: int, seed: int, gain: tuple[float, Tensor]) -> dict[str, Any]:
+    value, draws_B = gain
+    low, high = metrics.interval(lambda _: draws_B, draws_B)
+    about = {"stream": stream, "site": hook, "method": "rays", "k": k, "seed": seed, "quantised": True}
+    return {**about, "metric": "gain", "value": value, "low": low, "high": high}
 
 
 def worst_share(gains: dict, name: str, cells: list[tuple[str, int]], seeds: tuple[int, ...]) -> Observed:
@@ -231,7 +253,7 @@ def figure(table: pd.DataFrame) -> str:
                 one.errorbar(
                     places, mine["value"], bars, fmt=MARKERS[i], color=colour, mfc="white", label=f"k = {k:.0f}"
                 )
-            one.axhline(0, color=COLOURS["null"], linewidth=1)
+            one.axhline(0, color=COLOURS["control"], linewidth=1)
             one.set_xticks(range(len(order)), [name.replace("_", "\n") for name in order])
             one.set_ylabel("gain over pca_topk at equal bits")
             one.set_title(label(site))

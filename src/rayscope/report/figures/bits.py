@@ -10,7 +10,7 @@ from rayscope.report.tables import ROLES
 
 
 def bits_figure(table: pd.DataFrame, metric: str, look: Styles) -> str:
-    """A metric against bits per token, one panel a site, one line a family over its k."""
+    """A metric against bits per token, one panel per site, one line per method over its k."""
     drawn = table[table["bits"] > 0].dropna(subset=[metric])
     sites = list(dict.fromkeys(drawn["site"]))
     if not sites:
@@ -18,13 +18,14 @@ def bits_figure(table: pd.DataFrame, metric: str, look: Styles) -> str:
     with panels(len(sites), 3.6) as (axes, svg):
         for one, site in zip(axes, sites, strict=True):
             here = drawn[drawn["site"] == site]
-            mean = table[(table["site"] == site) & (table["kind"] == "codec") & (table["dictionary"] == "mean")][
-                metric
-            ].dropna()
+            reference = table[(table["site"] == site) & (table["role"] == "reference")]
+            mean = reference[reference["method"] == "mean"][metric].dropna()
             if len(mean) and (here[metric] > 0).all() and mean.iloc[0] > 0:
-                one.axhline(mean.iloc[0], color=COLOURS["null"], linewidth=1, linestyle=(0, (1, 2)), label="mean codec")
-            for key in [key for key in look if key[1] in set(here["family"])]:
-                mine = here[(here["role"] == key[0]) & (here["family"] == key[1])].sort_values(["latents", "bits"])
+                one.axhline(
+                    mean.iloc[0], color=COLOURS["control"], linewidth=1, linestyle=(0, (1, 2)), label="mean codec"
+                )
+            for key in [key for key in look if key[1] in set(here["method"])]:
+                mine = here[(here["role"] == key[0]) & (here["method"] == key[1])].sort_values(["latents", "bits"])
                 for _, curve in mine.groupby("latents", dropna=False):
                     errors = [(curve[metric] - curve[f"{metric}_low"]), (curve[f"{metric}_high"] - curve[metric])]
                     bars = np.nan_to_num(np.clip([error.to_numpy(float) for error in errors], 0, None))

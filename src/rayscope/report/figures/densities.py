@@ -11,9 +11,10 @@ from rayscope.report.tables import ROLES, at_k, headline_k
 
 
 def density_figure(density: pd.DataFrame, table: pd.DataFrame, look: Styles) -> str:
-    """Histogram of log10 density of the latents that fired, one panel a site."""
+    """Histogram of log10 density of the latents that fired, one panel per site."""
     headline = at_k(table, headline_k(table)) if len(table) else table
-    known = {(row.site, row.dictionary): (row.role, row.family) for row in headline.itertuples() if row.role != "null"}
+    headline = headline[~headline["role"].isin(["reference", "control"])]
+    known = {(row.site, row.dictionary): (row.role, row.method) for row in headline.itertuples()}
     shown = [not known or key in known for key in zip(density["site"], density["dictionary"], strict=True)]
     density = density[np.array(shown, bool)]
     sites = list(dict.fromkeys(density["site"]))

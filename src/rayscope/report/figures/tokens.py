@@ -8,11 +8,11 @@ from matplotlib.axes import Axes
 
 from rayscope.drawing import label, log_axis, panels, token_label
 from rayscope.report.figures.style import Styles
-from rayscope.report.tables import at_k, family, headline_k, role
+from rayscope.report.tables import LEARNED, at_k, headline_k
 
 
 def token_figure(features: pd.DataFrame, look: Styles) -> str:
-    """Balanced accuracy of the best latent against frequency rank, one panel a site and predicate."""
+    """Balanced accuracy of the best latent against frequency rank, one panel per site and predicate."""
     drawn = at_headline(features).dropna(subset=["balanced_accuracy", "rank"])
     places = list(drawn.groupby(["site", "predicate"], sort=True).groups)
     if not places:
@@ -31,11 +31,11 @@ def token_figure(features: pd.DataFrame, look: Styles) -> str:
                     x, y = medians(rows["rank"].to_numpy(float), rows["balanced_accuracy"].to_numpy(float))
                     one.plot(x, y, color="#000000", linestyle=line, linewidth=1.1, label=name, zorder=3)
             for key in look:
-                rows = real[(real["role"] == key[0]) & (real["family"] == key[1])]
+                rows = real[(real["role"] == key[0]) & (real["method"] == key[1])]
                 if rows.empty:
                     continue
                 ranks, scores = rows["rank"].to_numpy(float), rows["balanced_accuracy"].to_numpy(float)
-                if key[0] in ("rays", "directions"):
+                if key[0] in LEARNED:
                     one.plot(
                         ranks,
                         scores,
@@ -58,8 +58,8 @@ def token_figure(features: pd.DataFrame, look: Styles) -> str:
 def appeared_figure(features: pd.DataFrame, look: Styles) -> str:
     """Training tokens at which a token's latent appeared, against frequency rank; those that never did on top."""
     drawn = at_headline(features[features["labels"] == "real"])
-    drawn = drawn[drawn["role"].isin(["rays", "directions"])].dropna(subset=["rank"])
-    drawn = drawn[drawn.groupby(["site", "family"])["appeared_at"].transform("count") > 0]
+    drawn = drawn[drawn["role"].isin(LEARNED)].dropna(subset=["rank"])
+    drawn = drawn[drawn.groupby(["site", "method"])["appeared_at"].transform("count") > 0]
     places = list(drawn.groupby(["site", "predicate"], sort=True).groups)
     if not places:
         return ""
@@ -68,7 +68,7 @@ def appeared_figure(features: pd.DataFrame, look: Styles) -> str:
         for one, (site, predicate) in zip(axes, places, strict=True):
             here = drawn[(drawn["site"] == site) & (drawn["predicate"] == predicate)]
             for key in look:
-                rows = here[(here["role"] == key[0]) & (here["family"] == key[1])]
+                rows = here[(here["role"] == key[0]) & (here["method"] == key[1])]
                 if rows.empty:
                     continue
                 seen, never = rows.dropna(subset=["appeared_at"]), rows[rows["appeared_at"].isna()]
@@ -97,13 +97,8 @@ def appeared_figure(features: pd.DataFrame, look: Styles) -> str:
 
 
 def at_headline(features: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the headline k, and of those that have no k, with role and family."""
-    features = features.assign(
-        role=[role(kind, name) for kind, name in zip(features["kind"], features["dictionary"], strict=True)],
-        family=[family(name, k) for name, k in zip(features["dictionary"], features["k"], strict=True)],
-        position0="",
-    )
-    return at_k(features, headline_k(features))
+    """Rows of the headline k, and of those that have no k."""
+    return at_k(features.assign(position0=""), headline_k(features))
 
 
 def medians(ranks: np.ndarray, scores: np.ndarray, bins: int = 12) -> tuple[np.ndarray, np.ndarray]:

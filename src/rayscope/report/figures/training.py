@@ -11,7 +11,7 @@ from rayscope.report.tables import at_k, headline_k
 def training_figure(training: pd.DataFrame, table: pd.DataFrame, look: Styles) -> str:
     """FVU and the dead share of each learned dictionary at the headline k against training tokens."""
     headline = at_k(table, headline_k(table)) if len(table) else table
-    known = {(row.site, row.dictionary): (row.role, row.family) for row in headline.itertuples()}
+    known = {(row.site, row.dictionary): (row.role, row.method) for row in headline.itertuples()}
     curves = []
     for column in training.columns:
         parts = str(column).split("/", 3)

@@ -10,28 +10,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rayscope.studies.pareto import LARGEST
-from rayscope.studies.rays_vs_directions.records import Records
+from rayscope.studies.arms import Arm
+from rayscope.studies.pareto.ratios import LARGEST
+from rayscope.studies.rays_vs_directions.records import DIRECTIONS, RAYS, Records, world_stream
 from rayscope.studies.study import Observed, over_seeds
 
-A, B = "A_rays_2m", "B_directions_m"
 SITES: dict[str, Callable[[str], bool]] = {
     "residual": lambda hook: "resid" in hook,
     "mlp": lambda hook: "mlp" in hook,
 }
 DRAWS = 1000
 NOTHING = Observed.exactly(float("nan"))
-
-
-@dataclass(frozen=True)
-class Arm:
-    arm: str
-    k: int
-    seed: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.arm}_k{self.k}_s{self.seed}"
 
 
 def observe(
@@ -44,10 +33,10 @@ def observe(
         "sign_flip": of.seedwise(lambda seed: of.bipolar_share("sign_flip", hooks, [null_k], seed).amin(0)),
         "bipolar_share": of.seedwise(lambda seed: of.bipolar_share("real", hooks, ks, seed).amax(0)),
         **{
-            f"dce_ratio_{kind}": of.ratio("real", B, A, "dce", [h for h in hooks if holds(h)], ks)
+            f"dce_ratio_{kind}": of.ratio("real", DIRECTIONS, RAYS, "dce", [h for h in hooks if holds(h)], ks)
             for kind, holds in SITES.items()
         },
-        "flipped_fvu_ratio": of.ratio("sign_flip", A, B, "fvu", hooks, [null_k]),
+        "flipped_fvu_ratio": of.ratio("sign_flip", RAYS, DIRECTIONS, "fvu", hooks, [null_k]),
         "shared_context": of.shared_context(hooks, ks),
     }
 
@@ -66,9 +55,12 @@ class Observer:
         return over_seeds([(each[0].item(), each[1:]) for each in map(of, self.seeds)])
 
     def bipolar_share(self, stream: str, hooks: list[str], ks: list[int], seed: int) -> Tensor:
-        """[H, 1 + B]: B's, a mean over ks."""
+        """[H, 1 + B]: of the directions, a mean over ks."""
         return torch.stack(
-            [torch.stack([self.drawn(stream, h, B, k, seed, "bipolar_share") for k in ks]).mean(0) for h in hooks]
+            [
+                torch.stack([self.drawn(stream, h, DIRECTIONS, k, seed, "bipolar_share") for k in ks]).mean(0)
+                for h in hooks
+            ]
         )
 
     def ratio(self, stream: str, top: str, below: str, metric: str, hooks: list[str], ks: list[int]) -> Observed:
@@ -94,18 +86,23 @@ class Observer:
             off = {
                 arm.seed: (found - share).abs()
                 for (stream, _, arm, metric), found in self.records.drawn.items()
-                if (stream, metric) == (f"planted_{share:g}", "bipolar_share")
+                if (stream, metric) == (world_stream(share), "bipolar_share")
             }
             found = self.seedwise(off.__getitem__)
             ends_W3.append((found.value, found.low, found.high))
         return Observed(*torch.tensor(ends_W3, dtype=torch.float64).amax(0).tolist())
 
     def shared_context(self, hooks: list[str], ks: list[int]) -> Observed:
-        """Shared less null of B: of each seed a mean over the cells where it is known; only seeds are drawn, not documents."""
+        """Shared less null of the directions: of each seed a mean over the cells where it is known.
+
+        Only seeds are drawn, not documents.
+        """
         metrics = ("shared_context", "shared_context_null")
         of_seeds = []
         for seed in self.seeds:
-            each = [[self.records.value("real", h, Arm(B, k, seed), m) for m in metrics] for h in hooks for k in ks]
+            each = [
+                [self.records.value("real", h, Arm(DIRECTIONS, k, seed), m) for m in metrics] for h in hooks for k in ks
+            ]
             shared_C, null_C = torch.tensor(each, dtype=torch.float64).unbind(1)
             of_seeds.append((shared_C - null_C).nanmean())
         known = [(one.item(), one.expand(DRAWS)) for one in of_seeds if one.isfinite()]

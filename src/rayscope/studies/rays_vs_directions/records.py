@@ -13,14 +13,21 @@ from torch import Tensor
 from rayscope.dictionaries import Dictionary
 from rayscope.drawing import COLOURS, MARKERS, label, log_axis, panels
 from rayscope.model.sites import Site
+from rayscope.studies.arms import Arm
 from rayscope.studies.rays_vs_directions.polarity import Polarity
 
+RAYS, DIRECTIONS = "A_rays_2m", "B_directions_m"  # which cost the same bits
 COLUMNS = [
     "stream", "site", "arm", "k", "latents", "bits", "bits_over_A", "seed", "metric", "value", "low", "high",
     "position0", "tokens", "trained_tokens", "quantised",
 ]  # fmt: skip
 QUANTISED = ("fvu", "dce", "kl")
 SHADES = ("#0072b2", "#d55e00", "#56b4e9", "#e69f00", "#009e73", "#7a7a7a")  # rays blue, directions orange
+
+
+def world_stream(share: float) -> str:
+    """The name in the table of a planted world, of whose features this share is bipolar."""
+    return f"planted_{share:g}"
 
 
 class Records:
@@ -40,7 +47,7 @@ class Records:
         self,
         stream: str,
         site: Site,
-        arm: Any,
+        arm: Arm,
         dictionary: Dictionary,
         metric: str,
         value: float,
@@ -50,7 +57,7 @@ class Records:
         position0: str = "excluded",
     ) -> None:
         row = {"stream": stream, "site": site.hook, "metric": metric, "value": value, "position0": position0}
-        row |= {"arm": arm.arm, "k": arm.k, "seed": arm.seed, "latents": dictionary.latents, "tokens": tokens}
+        row |= {"arm": arm.method, "k": arm.k, "seed": arm.seed, "latents": dictionary.latents, "tokens": tokens}
         row |= {"bits": dictionary.bits(), "trained_tokens": dictionary.provenance.get("tokens")}
         row |= {"quantised": metric in QUANTISED}
         key: tuple[Hashable, ...] = (stream, site.hook, arm, metric)
@@ -74,7 +81,7 @@ class Records:
 
 
 def figure(records: Records, k: int, seed: int) -> str:
-    """For each site dCE and FVU against bits, and the polarity of B's latents (k, seed) against density."""
+    """For each site dCE and FVU against bits, and the polarity of the directions' latents (k, seed) against density."""
     table = records.table()
     real = table[(table["stream"] == "real") & (table["position0"] == "excluded")]
     hooks = list(dict.fromkeys(real["site"]))
@@ -95,12 +102,12 @@ def figure(records: Records, k: int, seed: int) -> str:
 def scatter(axes, records: Records, hook: str, k: int, seed: int) -> None:
     """Latents that ever fired, the most energetic 1000."""
     for (stream, site, arm), polarity in records.polarities.items():
-        if (site, arm.k, arm.seed) != (hook, k, seed) or not arm.arm.startswith("B"):
+        if (site, arm.k, arm.seed) != (hook, k, seed) or arm.method != DIRECTIONS:
             continue
         energy_L = polarity.energy_P2L.sum((0, 1))
         top = energy_L.argsort(descending=True)[:1000]
         top = top[energy_L[top] > 0]
-        colour = COLOURS["directions" if stream == "real" else "null"]
+        colour = COLOURS["directions" if stream == "real" else "control"]
         title = {"real": f"latent of B, k {k}", "sign_flip": "the same, signs flipped"}[stream]
         axes.plot(polarity.density_L[top], polarity.polarity_L[top], ".", ms=2.5, color=colour, alpha=0.5, label=title)
     log_axis(axes, "x", "density")

@@ -19,12 +19,13 @@ from rayscope.evaluation.reconstruction import pieces, reconstruct
 from rayscope.model.sites import Site
 from rayscope.pipeline import measure_compared
 from rayscope.streams.planted import World
+from rayscope.streams.positions import VIEWS
 from rayscope.streams.sign_flip import SignFlip
 from rayscope.streams.stream import Batch
-from rayscope.studies.arms import train_arms
-from rayscope.studies.rays_vs_directions.observed import DRAWS, A, Arm, B, observe
+from rayscope.studies.arms import Arm, train_arms
+from rayscope.studies.rays_vs_directions.observed import DRAWS, observe
 from rayscope.studies.rays_vs_directions.polarity import PARTS, Ends, Polarity
-from rayscope.studies.rays_vs_directions.records import Records, figure
+from rayscope.studies.rays_vs_directions.records import DIRECTIONS, RAYS, Records, figure, world_stream
 from rayscope.studies.study import Findings, Setting, resamples
 
 POLARITY_DRAWS = 200
@@ -33,8 +34,8 @@ POLARITY_DRAWS = 200
 def makers(m: int, rank: int) -> dict[str, Callable[..., Learned]]:
     """A and B cost the same bits at equal k: C(2m, k) is nearly 2^k C(m, k), and a sign costs one bit."""
     return {
-        A: partial(TopK, latents=2 * m),
-        B: partial(AbsTopK, latents=m),
+        RAYS: partial(TopK, latents=2 * m),
+        DIRECTIONS: partial(AbsTopK, latents=m),
         "C_rays_m": partial(TopK, latents=m),
         "D_directions_2m": partial(AbsTopK, latents=2 * m),
         "E_tied_2m": partial(TiedTopK, latents=2 * m),
@@ -78,8 +79,8 @@ def rays_vs_directions(
         raise ValueError(f"{setting.option('null_k')}={null_k} is not among ks={list(ks)}; choose one of those")
     source, sites, folder = setting.source, setting.sites, setting.folder / "arms"
     make = makers(latents, rank)
-    arms = [Arm(arm, k, seed) for seed in setting.seeds for k in ks for arm in make]
-    partials = {a.name: partial(make[a.arm], k=a.k, seed=a.seed, lr=lr) for a in arms}
+    arms = [Arm(method, k, seed) for seed in setting.seeds for k in ks for method in make]
+    partials = {arm: partial(make[arm.method], k=arm.k, seed=arm.seed, lr=lr) for arm in arms}
     stream = source.stream("train", sites, tokens, option=setting.option("tokens"))
     validation = source.stream("validation", sites, validation_tokens, option=setting.option("validation_tokens"))
     test = source.stream("test", sites, test_tokens, option=setting.option("test_tokens"))
@@ -93,31 +94,30 @@ def rays_vs_directions(
             split, planted[size], option=setting.option(f"planted.{size}")
         )
     about = {site: source.provenance(site) for site in sites}
-    records = Records(A)
+    records = Records(RAYS)
 
     learned = train_arms(folder / "real", stream, validation, partials, about=about)
-    compared = compare(source, learned, {}, null_k, min(tokens, fit_tokens), option="study.run.fit_tokens")
+    entries = [arm.entry(site, named[arm]) for site, named in learned.items() for arm in arms]
+    compared = compare(source, entries, [], null_k, min(tokens, fit_tokens), option="study.run.fit_tokens")
     measured = measure_compared(
         compared, tokens=test_tokens, splice_tokens=splice_tokens, validation_tokens=validation_tokens
     )
     weights_BG = resamples(measured.documents, DRAWS)
-    for site, named in learned.items():
-        for arm in arms:
-            found = {place: measured.statistics(site, arm.name, place) for place in ("excluded", "included")}
-            meter = measured.meters[site][arm.name]
-            add = partial(records.add, "real", site, arm, named[arm.name])
-            for place, statistics in found.items():
-                for metric in ("fvu", "dce", "kl", "bits_entropy"):
-                    used = measured.splice_tokens if metric in ("dce", "kl") else measured.tokens
-                    add(metric, *with_draws(statistics[metric], weights_BG), position0=place, tokens=used)
-                add("dead", meter.whole(place)["dead"], position0=place, tokens=measured.tokens)
+    for entry in entries:
+        add = partial(records.add, "real", entry.site, Arm(entry.method, entry.k, entry.seed), entry.dictionary)
+        for place in VIEWS:
+            statistics = measured.statistics(entry, place)
+            for metric in ("fvu", "dce", "kl", "bits_entropy"):
+                used = measured.splice_tokens if metric in ("dce", "kl") else measured.tokens
+                add(metric, *with_draws(statistics[metric], weights_BG), position0=place, tokens=used)
+            add("dead", measured.meter(entry).whole(place)["dead"], position0=place, tokens=measured.tokens)
     polarities(records, "real", learned, arms, Batch.join(test))
 
     means = {key: fit.mean_D for key, fit in compared.fitted.items()}
     flipped, held_out = (SignFlip(real, means) for real in (stream, test))
     mirrored = SignFlip(validation, means)
-    pair = [a for a in arms if a.k == null_k and a.arm in (A, B)]
-    learned = train_arms(folder / "sign_flip", flipped, mirrored, {a.name: partials[a.name] for a in pair}, about=about)
+    pair = [arm for arm in arms if arm.k == null_k and arm.method in (RAYS, DIRECTIONS)]
+    learned = train_arms(folder / "sign_flip", flipped, mirrored, {arm: partials[arm] for arm in pair}, about=about)
     polarities(records, "sign_flip", learned, pair, Batch.join(held_out))
     reconstructions(records, "sign_flip", learned, pair, Batch.join(held_out), Batch.join(mirrored))
 
@@ -135,13 +135,13 @@ def with_draws(statistic: Callable[[Tensor], Tensor], weights_BG: Tensor) -> tup
 
 @torch.no_grad()
 def polarities(
-    records: Records, stream: str, learned: dict[Site, dict[str, Dictionary]], arms: Sequence[Arm], held_out: Batch
+    records: Records, stream: str, learned: dict[Site, dict[Arm, Dictionary]], arms: Sequence[Arm], held_out: Batch
 ) -> None:
     """Antipodal share; of signed arms bipolar_share, polarity, and shared context beside the rays of A at their k and seed."""
     weights_BP = resamples(PARTS, POLARITY_DRAWS)
     for site, named in learned.items():
         for arm in arms:
-            dictionary = named[arm.name]
+            dictionary = named[arm]
             add = partial(records.add, stream, site, arm, dictionary, tokens=len(held_out), position0="excluded")
             add("antipodal_share", antipodal_share(dictionary.directions[: dictionary.latents - dictionary.dense]))
             if not dictionary.signed:
@@ -153,7 +153,7 @@ def polarities(
             add("bipolar_share", *with_draws(polarity.bipolar_share, weights_BP))
             add("polarity", *with_draws(polarity.mean_polarity, weights_BP))
             records.polarities[stream, site.hook, arm] = polarity
-            words = named[replace(arm, arm=A).name]
+            words = named[replace(arm, method=RAYS)]
             ends = Ends(polarity.bipolar_L.nonzero()[:, 0], dictionary.latents, words.latents)
             for part in pieces(held_out):
                 x_ND = part.activations[site.key].to(dictionary.device)
@@ -167,15 +167,15 @@ def polarities(
 def reconstructions(
     records: Records,
     stream: str,
-    learned: dict[Site, dict[str, Dictionary]],
+    learned: dict[Site, dict[Arm, Dictionary]],
     arms: Sequence[Arm],
     held_out: Batch,
     validation: Batch,
 ) -> None:
     for site, named in reconstruct(learned, held_out, validation).items():
         for arm in arms:
-            meter = named[arm.name]
-            add = partial(records.add, stream, site, arm, learned[site][arm.name], position0="excluded")
+            meter = named[arm]
+            add = partial(records.add, stream, site, arm, learned[site][arm], position0="excluded")
             weights_BG = resamples(len(held_out.documents_N.unique()), DRAWS)
             for metric in ("fvu", "bits_entropy"):
                 add(metric, *with_draws(meter.statistics()[metric], weights_BG), tokens=len(held_out))
@@ -197,10 +197,10 @@ def on_world(
     test_tokens: int,
 ) -> None:
     """AbsTopK on a world: its bipolar_share, and that of the world's own codes of the same vectors (true_bipolar_share)."""
-    arm, stream = Arm("planted", k, seed), f"planted_{share:g}"
+    arm, stream = Arm("planted", k, seed), world_stream(share)
     place = folder / f"planted_{round(1000 * share)}_s{seed}"
-    made = {arm.name: partial(AbsTopK, latents=latents, k=k, seed=seed, lr=lr)}
-    dictionary = train_arms(place, world.stream("train", tokens), [], made)[world.site][arm.name]
+    made = {arm: partial(AbsTopK, latents=latents, k=k, seed=seed, lr=lr)}
+    dictionary = train_arms(place, world.stream("train", tokens), [], made)[world.site][arm]
     found, true = Polarity.of(latents), Polarity.of(world.features)
     test = world.stream("test", test_tokens)
     for number, batch in enumerate(test):

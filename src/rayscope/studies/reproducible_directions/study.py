@@ -30,6 +30,18 @@ FOUND = dict[tuple[str, str, int], list[Counts]]  # {(site, stream, latents): by
 
 
 @dataclass(frozen=True)
+class Arm:
+    """Rays that are trained on each half; their name is that of their folder."""
+
+    latents: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"latents{self.latents}_seed{self.seed}"
+
+
+@dataclass(frozen=True)
 class Streams:
     """What dictionaries of one name train on, half by half, the training text of both where a latent's mean by token is
     taken, and the vectors on which they are compared. source: of them all, for a surrogate of what it is like."""
@@ -80,7 +92,7 @@ def reproducible_directions(
     for name, streams in every_stream(source, setting, nulls, (tokens, means_tokens, test_tokens)):
         here = widths if name == REAL else [widest]
         arms = {
-            f"latents{latents}_seed{seed}": partial(TopK, latents=latents, k=k, seed=seed, lr=lr)
+            Arm(latents, seed): partial(TopK, latents=latents, k=k, seed=seed, lr=lr)
             for latents in here
             for seed in setting.seeds
         }
@@ -101,7 +113,7 @@ def reproducible_directions(
         }
         for latents in here:
             halved = {
-                site.key: [[half[site][f"latents{latents}_seed{seed}"] for seed in setting.seeds] for half in trained]
+                site.key: [[half[site][Arm(latents, seed)] for seed in setting.seeds] for half in trained]
                 for site in setting.sites
             }
             again = reproduced(halved, streams.seen, held_out, taus=taus, explained=explained)
@@ -203,7 +215,7 @@ def figure(table: pd.DataFrame, sites: Sequence[Site], widest: int) -> str:
                 at = these[these["latents"] == widest].set_index("stream").loc[names, "value"]
                 places = [place + (j - (len(lines) - 1) / 2) * 0.8 / len(lines) for place in range(len(names))]
                 beside.bar(places, at, 0.8 / len(lines), color=colour, alpha=1.0 if tau == taus[-1] else 0.45)
-            against.axhline(site.width, color=COLOURS["null"], ls=":", label="the site's width")
+            against.axhline(site.width, color=COLOURS["control"], ls=":", label="the site's width")
             log_axis(against, "x", "latents")
             against.set_xticks(real["latents"])
             against.set_title(label(site.hook))

@@ -1,0 +1,163 @@
+"""What does a bit buy? Every learned dictionary and every baseline at equal bits, with the controls.
+
+B bootstrap draws.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from rayscope.dictionaries import Dictionary, Learned
+from rayscope.evaluation import metrics
+from rayscope.evaluation.comparison import Baseline, Comparison, compare
+from rayscope.evaluation.entry import Entry
+from rayscope.evaluation.measurement import Measurement
+from rayscope.model.sites import Site
+from rayscope.pipeline import measure_compared
+from rayscope.streams.positions import VIEWS
+from rayscope.studies.arms import Arm, groups, lent, parts, train_arms
+from rayscope.studies.pareto.amortisation import amortisation
+from rayscope.studies.pareto.figure import figure
+from rayscope.studies.pareto.ratios import Ratios
+from rayscope.studies.study import Findings, Setting, over_seeds, resamples
+
+COLUMNS = [
+    "site", "method", "position0", "role", "k", "latents", "seed", "bits", "bits_entropy", "fvu", "fvu_low", "fvu_high",
+    "dce", "dce_low", "dce_high", "kl", "kl_low", "kl_high", "l0", "dead", "gap_omp", "gap_fista", "quantised", "tokens",
+    "splice_tokens", "gap_tokens", "trained_tokens",
+]  # fmt: skip
+DRAWS = 1000
+
+
+def pareto(
+    setting: Setting,
+    *,
+    arms: dict[str, Callable[..., Learned]],
+    controls: dict[str, Callable[..., Learned]],
+    kinds: dict[str, Callable[..., Learned]],
+    baselines: dict[str, dict[str, Any]],
+    ks: list[int],
+    latents: int,
+    tokens: int,
+    fit_tokens: int,
+    sample: int,
+    held_out: int,
+    splice_tokens: int,
+    validation_tokens: int,
+    gap_tokens: int,
+    lr: float | None = None,
+) -> Findings:
+    """arms and controls are trained at every k and seed, kinds at the least k with the first seed, baselines whose fit
+    takes a `seed` are fitted for each; "rays" and "pca_topk" must be there.
+
+    gap_omp, gap_fista: the amortisation gap, the FVU of the dictionary's own codes less that of the coder's on its
+    directions, on the first gap_tokens test vectors and without quantisation; FISTA for the least k and first seed alone.
+
+    Observes ratios of dCE at equal bits to the rays', each the least over sites: `sparse_pca`, that of pca_topk, over k
+    too; `token_means` and `best_fitted` (the best of all other baselines) at the least k.
+    """
+    setting.check_list("ks", ks, [8, 16])
+    seeds, first = setting.seeds, min(ks)
+    source, sites = setting.source, setting.sites
+    for split, size, name in (("train", fit_tokens, "fit_tokens"), ("test", source.batch_size, "gap_tokens")):
+        source.stream(split, sites, size, option=setting.option(name))  # which are read after training
+    setting.check_rows(held_out=held_out, splice_tokens=min(held_out, splice_tokens))
+    makers = {
+        Arm(method, k, seed): partial(make, latents=latents, k=k, seed=seed, lr=lr)
+        for group, of_ks, of_seeds in ((arms, ks, seeds), (controls, ks, seeds), (kinds, [first], seeds[:1]))
+        for method, make in group.items()
+        for k in of_ks
+        for seed in of_seeds
+    }
+    learned = [
+        arm.entry(site, dictionary, "control" if arm.method in controls else None)
+        for site, trained in train(setting, makers, latents, tokens, validation_tokens).items()
+        for arm, dictionary in trained.items()
+    ]
+    fits = [fit for method, options in baselines.items() for fit in Baseline(method, **options).for_seeds(seeds)]
+    compared = compare(source, learned, fits, first, fit_tokens, sample, setting.option("fit_tokens"))
+    measured = measure_in_parts(
+        compared, tokens=held_out, splice_tokens=splice_tokens, validation_tokens=validation_tokens
+    )
+    gaps = amortisation(source, learned, gap_tokens, first, seeds[0])
+    table = table_of(measured, gaps)
+    ratios = Ratios(measured, compared.entries, DRAWS)
+    others = [method for method in baselines if method != "token_means"]
+    observed = {
+        "sparse_pca": over_seeds([ratios.least(["pca_topk"], ks, seed) for seed in seeds]),
+        "token_means": over_seeds([ratios.least(["token_means"], [first], seed) for seed in seeds]),
+        "best_fitted": over_seeds([ratios.least(others, [first], seed) for seed in seeds]),
+    }
+    return Findings(table, observed, figure(table))
+
+
+def train(
+    setting: Setting,
+    makers: Mapping[Arm, Callable[..., Learned]],
+    latents: int,
+    tokens: int,
+    validation_tokens: int,
+) -> dict[Site, dict[Arm, Dictionary]]:
+    """As many arms at a time as fit on the device; all wait on the CPU."""
+    source = setting.source
+    trained: dict[Site, dict[Arm, Dictionary]] = {site: {} for site in setting.sites}
+    for number, (sites, arms) in enumerate(groups(setting.sites, makers, latents)):
+        stream = source.stream("train", sites, tokens, option=setting.option("tokens"))
+        option = setting.option("validation_tokens")
+        validation = source.stream("validation", sites, validation_tokens, "fp32", option)
+        group = train_arms(
+            setting.folder / "arms" / str(number),
+            stream,
+            validation,
+            {arm: makers[arm] for arm in arms},
+            vocabulary=source.model.vocabulary,
+            about={site: source.provenance(site) for site in sites},
+        )
+        for site, dictionaries in group.items():
+            trained[site] |= {arm: dictionary.cpu() for arm, dictionary in dictionaries.items()}
+    return trained
+
+
+def measure_in_parts(compared: Comparison, **options: Any) -> Measurement:
+    """`measure_compared`, with as many dictionaries at a time as fit on the device; the documents are always the same."""
+    measured: list[Measurement] = []
+    for part in parts(compared.entries):
+        with lent((entry.dictionary for entry in part), compared.source.model.device):
+            measured.append(measure_compared(replace(compared, entries=part), **options))
+    sites = compared.sites
+    entries = {(entry.site, entry.name): entry for one in measured for entry in one.entries}  # references are in each
+    return replace(
+        measured[0],
+        entries=sorted(entries.values(), key=lambda entry: (sites.index(entry.site), entry.role == "reference")),
+        meters={site: {n: m for one in measured for n, m in one.meters.get(site, {}).items()} for site in sites},
+        zero_G={key: sums_G for one in measured for key, sums_G in one.zero_G.items()},
+    )
+
+
+def table_of(measured: Measurement, gaps: Mapping[Entry, dict[str, float]]) -> pd.DataFrame:
+    weights_BG = resamples(measured.documents, DRAWS)
+    rows = []
+    for entry in measured.entries:
+        for position0 in VIEWS:
+            row = row_of(measured, entry, position0, weights_BG)
+            rows.append(row | (gaps.get(entry, {}) if position0 == "excluded" else {}))
+    return pd.DataFrame(rows).reindex(columns=COLUMNS)
+
+
+def row_of(measured: Measurement, entry: Entry, position0: str, weights_BG: Tensor) -> dict[str, Any]:
+    meter, statistics = measured.meter(entry), measured.statistics(entry, position0)
+    ones = torch.ones(1, measured.documents, dtype=torch.float64)
+    row: dict[str, Any] = {"site": entry.site.hook, "method": entry.method, "position0": position0, "role": entry.role}
+    row |= {"k": entry.k, "seed": entry.seed, "quantised": meter.grid is not None}
+    row |= {"tokens": measured.tokens, "splice_tokens": measured.splice_tokens}
+    if entry.role != "reference":
+        row |= {"latents": entry.dictionary.latents, "trained_tokens": entry.dictionary.provenance.get("tokens")}
+    row |= {metric: statistic(ones).item() for metric, statistic in statistics.items()} | meter.whole(position0)
+    for metric in ("fvu", "dce", "kl"):
+        row[f"{metric}_low"], row[f"{metric}_high"] = metrics.interval(statistics[metric], weights_BG)
+    return row
