@@ -28,11 +28,12 @@ from rayscope.streams.source import Source
 from rayscope.streams.stream import Batch, Stream
 from rayscope.text import SPLITS
 from rayscope.training.checkpoint import BEFORE, CHECKPOINT, remove_checkpoints
-from rayscope.training.divergence import Divergence
-from rayscope.training.finetuning import LastRows, finetune
+from rayscope.training.divergence import Divergence, without
+from rayscope.training.finetuning import finetune
+from rayscope.training.last_rows import LastRows
 from rayscope.training.log import Log
+from rayscope.training.train import train
 from rayscope.training.trained import DICTIONARIES, TRAINED, check, digest
-from rayscope.training.trainer import train, without
 
 
 def train_dictionaries(
@@ -187,7 +188,7 @@ def finetune_dictionaries(
         loggers=loggers,
         **options,
     )
-    tuned = len(last) * last.tokens_a_batch
+    tuned = len(last) * last.tokens_per_batch
 
     def provenance(site: Site, dictionary: Learned) -> dict[str, Any]:
         tokens = dictionary.provenance.get("tokens", 0) + tuned

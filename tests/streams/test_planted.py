@@ -8,7 +8,7 @@ from rayscope.dictionaries import TopK
 from rayscope.streams.planted import World
 from rayscope.streams.statistics import Moments
 from rayscope.streams.stream import Batch
-from rayscope.training.trainer import train
+from rayscope.training.train import train
 from toys import mcc
 
 pytestmark = pytest.mark.usefixtures("one_thread")

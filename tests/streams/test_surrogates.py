@@ -12,7 +12,7 @@ from rayscope.streams.harvest import ActivationStream
 from rayscope.streams.statistics import Moments, TokenSums
 from rayscope.streams.stream import Batch, Stream
 from rayscope.streams.surrogates import KINDS, SiteSample, Surrogate, sample_sites
-from rayscope.training.trainer import train
+from rayscope.training.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TWO = ["blocks.1.mlp.hook_post", "blocks.2.hook_resid_post"]

@@ -32,7 +32,7 @@ from rayscope.studies.reproducible_directions.reproduced import (
 from rayscope.studies.reproducible_directions.study import ratio, reproducible_directions
 from rayscope.studies.study import Setting
 from rayscope.text import Rows
-from rayscope.training.trainer import train
+from rayscope.training.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -26,8 +26,9 @@ from rayscope.streams.seeding import permutation
 from rayscope.text.packing import Rows
 from rayscope.training import finetuning
 from rayscope.training.checkpoint import remove_checkpoints
-from rayscope.training.finetuning import LastRows, finetune, kl_pass
-from rayscope.training.trainer import prepare
+from rayscope.training.finetuning import finetune, kl_pass
+from rayscope.training.last_rows import LastRows
+from rayscope.training.train import prepare
 from toys import latest
 
 HOOK = "blocks.1.hook_resid_post"

@@ -115,7 +115,7 @@ def test_kill_and_resume_equals_the_uninterrupted_run(command, whole, tmp_path, 
 @pytest.mark.parametrize("step", [2, STEPS - 1], ids=["before any checkpoint", "in the last step"])
 def test_stopped_elsewhere(command, whole, tmp_path, monkeypatch, step):
     """In-process: the same at the ends, where there is nothing to resume from, and where nothing is left to train."""
-    from rayscope.training import trainer as training
+    from rayscope.training import train as training
 
     inner = training.DictionaryTrainer.record
 
@@ -298,7 +298,7 @@ def test_the_checkpoint_of_another_run_is_refused(short, tmp_path, monkeypatch, 
 
 
 def test_another_number_of_threads_is_said(command, tmp_path, monkeypatch, capsys):
-    from rayscope.training import trainer as training
+    from rayscope.training import train as training
 
     def fails(*args):
         raise RuntimeError("stop")
@@ -317,7 +317,7 @@ def test_another_number_of_threads_is_said(command, tmp_path, monkeypatch, capsy
 
 def test_a_resume_on_another_text_or_model_is_refused(tiny_gpt2, text_file, tmp_path, monkeypatch, capsys):
     """The paths are the same; what lies there has changed since the run began, and later is as it was."""
-    from rayscope.training import trainer as training
+    from rayscope.training import train as training
 
     text, model, out = tmp_path / "text.txt", tmp_path / "model", tmp_path / "run"
     shutil.copy(text_file, text)

@@ -28,7 +28,8 @@ from rayscope.model.sites import resolve
 from rayscope.stopping import SIGNALS
 from rayscope.streams.harvest import ActivationStream
 from rayscope.training.log import EDGES, TrainingLog, histogram
-from rayscope.training.trainer import DictionaryTrainer, log_spaced, train
+from rayscope.training.train import log_spaced, train
+from rayscope.training.trainer import DictionaryTrainer
 
 RESID, MLP = "blocks.1.hook_resid_post", "blocks.1.mlp.hook_post"
 STEPS, BATCH = 40, 64

@@ -117,7 +117,7 @@ def test_one_run_for_training_its_resumption_and_evaluation(one_thread, common, 
         raise ValueError("no more")
 
     with monkeypatch.context() as patch:
-        patch.setattr("rayscope.training.trainer.calibrate", fails)
+        patch.setattr("rayscope.training.train.calibrate", fails)
         with pytest.raises(SystemExit):
             train(given)
     assert f"to upload: wandb sync {out}/wandb" in capsys.readouterr().err

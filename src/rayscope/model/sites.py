@@ -26,6 +26,11 @@ class Site:
         return self.hook.replace(".", "_")
 
     @property
+    def output(self) -> "Site":
+        """The site that a dictionary here reconstructs: the one that it reads."""
+        return self
+
+    @property
     def kind(self) -> str:
         return self.hook.split(".", 2)[2]
 

@@ -96,6 +96,14 @@ def identity(dictionaries: dict[str, Learned], **more: Any) -> dict[str, Any]:
     }
 
 
+def named_by_content(about: dict[str, Any]) -> dict[str, Any]:
+    """The provenance without the names of what has a hash."""
+    return {
+        key: {k: v for k, v in value.items() if k != "name"} if isinstance(value, dict) and "sha256" in value else value
+        for key, value in about.items()
+    }
+
+
 def digest(tensors: Sequence[Tensor]) -> str:
     """sha256 of the tensors' values."""
     sha256 = hashlib.sha256()

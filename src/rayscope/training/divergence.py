@@ -1,9 +1,13 @@
 """Divergence: a dictionary whose loss or weights are no longer finite numbers."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+
+from rayscope.dictionaries import Learned
+from rayscope.model.sites import Site
 
 
 @dataclass(frozen=True)
@@ -28,3 +32,14 @@ class NothingLeft(Exception):
 def finite(module: nn.Module) -> bool:
     """Is every weight a finite number? One pass without a mask, unless a sum overflows."""
     return all(bool(p.sum().isfinite()) or bool(p.isfinite().all()) for p in module.parameters())
+
+
+def without(
+    dictionaries: dict[Site, dict[str, Learned]], diverged: Iterable[Divergence]
+) -> dict[Site, dict[str, Learned]]:
+    """The dictionaries that have not diverged."""
+    lost = {(found.hook, found.name) for found in diverged}
+    return {
+        site: {name: d for name, d in named.items() if (site.hook, name) not in lost}
+        for site, named in dictionaries.items()
+    }

@@ -1,42 +1,33 @@
-"""DictionaryTrainer: every dictionary of every site on one stream.
+"""DictionaryTrainer: every dictionary of every site on one stream, as a Lightning module.
 
-N vectors, D site width, L latents.
+L latents.
 """
 
-import logging
 import math
-import time
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.fabric.plugins.io import CheckpointIO
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from rayscope.console import progress, say
+from rayscope.console import say
 from rayscope.dictionaries import Learned
 from rayscope.dictionaries.learned.training_pass import TrainingPass
 from rayscope.model.sites import Site
-from rayscope.stopping import Stopped, deferred
-from rayscope.streams.stream import Batch, Stream
-from rayscope.training.checkpoint import Checkpoint, digest, identity
+from rayscope.streams.stream import Batch
 from rayscope.training.divergence import Divergence, NothingLeft, finite
 from rayscope.training.log import Log, TrainingLog, log
 
 
 class DictionaryTrainer(LightningModule):
-    """Trains {site: {name: dictionary}} with one Adam, a parameter group a dictionary.
+    """Trains {site: {name: dictionary}} with one Adam optimiser and one parameter group per dictionary.
 
-    Each group is clipped by its own gradient norm and nothing is drawn at random, so a dictionary trained beside others
-    equals, bitwise, the same one trained alone. The rate is warmed up over min(1000, 5%) steps and goes linearly to zero
-    over the last 20%; the sum of each dictionary's named losses is what is minimised. One that diverges is left out from
-    then on.
+    Each group is clipped by its own gradient norm and nothing is drawn at random, so a dictionary trained alongside others
+    is bitwise the same one trained alone. The rate is warmed up over min(1000, 5%) steps and goes linearly to zero over
+    the last 20%; the sum of each dictionary's losses is minimised. One that diverges is left out from then on.
 
     provenance: of each site, for the snapshots.
     """
@@ -62,6 +53,7 @@ class DictionaryTrainer(LightningModule):
                         f"dictionaries: the name {name!r} holds a dot or a slash; use letters, digits and _"
                     )
         self.hooks = {site.key: site.hook for site in dictionaries}
+        self.outputs = {site.key: site.output.key for site in dictionaries}
         self.dictionaries = nn.ModuleDict({site.key: nn.ModuleDict(named) for site, named in dictionaries.items()})
         self.steps, self.batch_size, self.clip, self.log_every = steps, batch_size, clip, log_every
         self.snapshot_steps = {step for step in snapshot_steps if step <= steps}
@@ -95,7 +87,9 @@ class DictionaryTrainer(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.passes = {
-            (key, name): dictionary.training_pass(batch.activations[key], batch.tokens_N)
+            (key, name): dictionary.training_pass(
+                batch.activations[key], batch.tokens_N, batch.activations[self.outputs[key]]
+            )
             for key, name, dictionary in self.learning()
         }
         losses = {which: passed.loss for which, passed in self.passes.items()}
@@ -118,7 +112,7 @@ class DictionaryTrainer(LightningModule):
             raise NothingLeft
 
     def check_weights(self, step: int) -> None:
-        """Where the losses do not show it: weights that no vector has used yet."""
+        """For what the losses do not show: weights that no vector has used yet."""
         self.leave_out([(key, name) for key, name, dictionary in self.learning() if not finite(dictionary)], step)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -163,7 +157,7 @@ class DictionaryTrainer(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def record(self, step: int) -> None:
-        """Logs and saves what is due after the step. Before the checkpoint of that step, which so holds what it changes."""
+        """Logs and saves what is due after the step. Called before the step's checkpoint, which keeps what this changes."""
         logged = step == self.steps or (self.log_every and step % self.log_every == 0)
         if logged or step in self.snapshot_steps:
             self.check_weights(step)
@@ -182,7 +176,7 @@ class DictionaryTrainer(LightningModule):
                     dictionary.save(self.snapshot_folder / str(tokens) / key / name, about)
 
     def scalars(self) -> dict[str, float]:
-        """NaN for those that have diverged."""
+        """NaN for dictionaries that have diverged."""
         return {
             f"train/{metric}/{self.hooks[key]}/{name}": float(value)
             for key, name, _ in self.each()
@@ -190,239 +184,8 @@ class DictionaryTrainer(LightningModule):
         }
 
     def histograms(self) -> dict[str, Tensor | None]:
-        """Densities of the latents since the last time they were asked for; None for those that have diverged."""
+        """Densities of the latents since they were last logged; None for dictionaries that have diverged."""
         return {
             f"train/density/{self.hooks[key]}/{name}": None if (key, name) in self.diverged else d.firing.take_density()
             for key, name, d in self.each()
         }
-
-
-class Steps(Callback):
-    """After each step its records; then, if it is due, the checkpoint. A stop signal ends the training there.
-
-    So after a kill at any moment the last complete checkpoint is there, and after a stop that of the last step.
-    """
-
-    def __init__(self, checkpoint: Checkpoint, every_steps: int, every_seconds: float):
-        self.checkpoint, self.every_steps, self.every_seconds = checkpoint, every_steps, every_seconds
-        self.last = time.monotonic()
-        self.signals = ExitStack()
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.asked = self.signals.enter_context(deferred())  # after lightning's own handlers, which it replaces
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_) -> None:
-        assert isinstance(pl_module, DictionaryTrainer)
-        step, steps = trainer.global_step, pl_module.steps
-        pl_module.record(step)
-        stop, now = self.asked.number, time.monotonic()
-        due = step == steps and self.every_seconds < math.inf  # so that a full disk costs only the saving that follows
-        due = due or (self.every_steps and step % self.every_steps == 0) or now - self.last > self.every_seconds
-        if due or stop is not None:
-            trainer.save_checkpoint(self.checkpoint.path)
-            self.last = time.monotonic()
-        if stop is not None:
-            done, tokens = step * pl_module.batch_size, steps * pl_module.batch_size
-            raise Stopped(stop, f"training stopped at {done:,} of {tokens:,} tokens; the same command resumes there")
-
-    def on_exception(self, *_) -> None:
-        self.signals.close()
-
-    def on_train_end(self, *_) -> None:
-        self.signals.close()
-
-
-class PlainTrainer(Trainer):
-    """Lightning's Trainer takes what it is not given from PL_TRAINER_PRECISION and the like, by the name of its class."""
-
-
-class RunsOwn(CheckpointIO):
-    """Lightning saves and loads by `Checkpoint`."""
-
-    def __init__(self, checkpoint: Checkpoint):
-        self.checkpoint = checkpoint
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        self.checkpoint.save(checkpoint)
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        return self.checkpoint.load()
-
-    def remove_checkpoint(self, path: Any) -> None:
-        raise NotImplementedError
-
-
-class Bar(Callback):
-    """tokens/s and time left."""
-
-    def __init__(self, tokens: int, batch_size: int):
-        self.bar, self.batch_size = progress("training", tokens), batch_size
-
-    def on_train_start(self, trainer: Trainer, *_) -> None:
-        self.advance = self.bar.__enter__()
-        self.advance(trainer.global_step * self.batch_size)
-
-    def on_train_batch_end(self, *_) -> None:
-        self.advance(self.batch_size)
-
-    def on_exception(self, *_) -> None:
-        self.teardown()  # lightning calls that after a success alone, and an open bar hides the cursor
-
-    def teardown(self, *_, **__) -> None:
-        if hasattr(self, "advance"):
-            self.bar.__exit__(None, None, None)
-            del self.advance
-
-
-def train(
-    stream: Stream,
-    dictionaries: dict[Site, dict[str, Learned]],
-    folder: Path,
-    *,
-    about: dict[Site, dict[str, Any]] | None = None,
-    calibration: Iterable[Batch] = (),
-    loggers: Sequence[Log] = (),
-    log_every: int = 50,
-    checkpoint_steps: int = 0,
-    checkpoint_seconds: float = 120.0,
-    snapshots: int = 0,
-    snapshot_names: Sequence[str] | None = None,
-) -> list[Divergence]:
-    """Trains on the whole stream, from the checkpoint in the folder if there is one; the dictionaries are changed in place.
-
-    about: each site's provenance (model, text), which the snapshots hold and a checkpoint must share.
-    calibration: held-out batches on which thresholds are set at the end.
-    snapshots: about how many times the dictionaries (of the names given) are saved, at log-spaced steps, in
-    `folder/snapshots/<tokens>/<site key>/<name>`.
-    checkpoint_seconds: inf for none but at `checkpoint_steps` and at a stop.
-
-    Returns those that diverged; the others are, bitwise, what they are without them. A stop signal (see `stopping`) ends
-    the step, saves a checkpoint and raises Stopped.
-    """
-    check_schedule(log_every, checkpoint_steps, checkpoint_seconds, snapshots)
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    steps, device = len(stream), stream.device
-    tokens = steps * stream.batch_size
-    checkpoint = Checkpoint(folder, run_of(stream, dictionaries, about or {}))
-    resumed = checkpoint.exists()
-    if not resumed:
-        prepare(stream, dictionaries, tokens)
-    module = DictionaryTrainer(
-        dictionaries,
-        steps=steps,
-        batch_size=stream.batch_size,
-        log_every=log_every,
-        snapshot_steps=log_spaced(steps, snapshots),
-        snapshot_names=snapshot_names,
-        snapshot_folder=folder / "snapshots",
-        provenance=about,
-    )
-    one_process = LightningEnvironment()  # whatever Slurm, torchrun and the like say of it
-    one_process.set_global_rank(0)
-    trainer = PlainTrainer(
-        accelerator="gpu" if device.type == "cuda" else device.type,
-        devices=[device.index or 0] if device.type == "cuda" else 1,
-        max_epochs=1,
-        logger=[TrainingLog(folder / "training.csv"), *loggers],
-        callbacks=[
-            Steps(checkpoint, checkpoint_steps, checkpoint_seconds),
-            Bar(tokens, stream.batch_size),
-        ],
-        plugins=[one_process, RunsOwn(checkpoint)],
-        default_root_dir=folder / "lightning",  # never made: under Slurm lightning would read an hpc_ckpt_*.ckpt in it
-        log_every_n_steps=1,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`isinstance", FutureWarning)  # lightning 2.6's own, with torch 2.13
-        warnings.filterwarnings("ignore", "`isinstance", DeprecationWarning)
-        try:
-            trainer.fit(module, stream, ckpt_path=checkpoint.path if resumed else None, weights_only=True)
-        except NothingLeft:
-            pass
-        except SystemExit as exit:  # what lightning makes of a KeyboardInterrupt
-            raise (exit.__context__ or KeyboardInterrupt()) from None
-    module.to(device)
-    calibrate(calibration, without(dictionaries, module.diverged.values()), device)
-    return list(module.diverged.values())
-
-
-def check_schedule(log_every: int, checkpoint_steps: int, checkpoint_seconds: float, snapshots: int = 0) -> None:
-    """Raises ValueError with the option's name."""
-    for name, value, least, meaning in (
-        ("log_every", log_every, 0, "steps; 0: after the last alone"),
-        ("checkpoint_steps", checkpoint_steps, 0, "steps; 0: by time alone"),
-        ("snapshots", snapshots, 0, "snapshots"),
-    ):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"training.{name}={value}: a whole number, at least {least} ({meaning})")
-    if not checkpoint_seconds >= 0:
-        raise ValueError(f"training.checkpoint_seconds={checkpoint_seconds}: at least 0 seconds")
-
-
-def run_of(
-    stream: Stream, dictionaries: dict[Site, dict[str, Learned]], about: dict[Site, dict[str, Any]]
-) -> dict[str, Any]:
-    """What a checkpoint must have been saved with; names of models and texts may change, what they hold may not."""
-    names = {f"{name} at {site.hook}": d for site, named in dictionaries.items() for name, d in named.items()}
-    inputs = {site.hook: named_by_content(found) for site, found in about.items()}
-    sizes = {"tokens": len(stream) * stream.batch_size, "batch_size": stream.batch_size}
-    return identity(
-        names, stage="dictionaries", **sizes, first_batch=digest([stream.labels(0).tokens_N]), inputs=inputs
-    )
-
-
-def named_by_content(about: dict[str, Any]) -> dict[str, Any]:
-    """The provenance without the names of what has a hash."""
-    return {
-        key: {k: v for k, v in value.items() if k != "name"} if isinstance(value, dict) and "sha256" in value else value
-        for key, value in about.items()
-    }
-
-
-def without(
-    dictionaries: dict[Site, dict[str, Learned]], diverged: Iterable[Divergence]
-) -> dict[Site, dict[str, Learned]]:
-    """The dictionaries that have not diverged."""
-    lost = {(found.hook, found.name) for found in diverged}
-    return {
-        site: {name: d for name, d in named.items() if (site.hook, name) not in lost}
-        for site, named in dictionaries.items()
-    }
-
-
-@torch.no_grad()
-def prepare(stream: Stream, dictionaries: dict[Site, dict[str, Learned]], tokens: int, sample: int = 8192) -> None:
-    """Starts every dictionary from the same first vectors of the stream."""
-    batches = [stream[number] for number in range(min(len(stream), -(-sample // stream.batch_size)))]
-    tokens_N = torch.cat([batch.tokens_N for batch in batches])
-    window = max(1, min(10_000_000, tokens // 10))
-    for site, named in dictionaries.items():
-        x_ND = torch.cat([batch.activations[site.key] for batch in batches])
-        for dictionary in named.values():
-            dictionary.prepare(x_ND, window, tokens, tokens_N)
-
-
-@torch.no_grad()
-def calibrate(batches: Iterable[Batch], dictionaries: dict[Site, dict[str, Learned]], device: torch.device) -> None:
-    batches = list(batches)
-    if not batches:
-        return
-    tokens_N = torch.cat([batch.tokens_N for batch in batches]).to(device)
-    for site, named in dictionaries.items():
-        x_ND = torch.cat([batch.activations[site.key] for batch in batches]).to(device)
-        for dictionary in named.values():
-            dictionary.calibrate(x_ND, tokens_N)
-
-
-def log_spaced(steps: int, count: int) -> list[int]:
-    """About `count` steps from 1 to `steps`, evenly spaced in their logarithm; those that coincide are one."""
-    if count < 1:
-        return []
-    if count == 1:
-        return [steps]
-    return sorted({round(steps ** (i / (count - 1))) for i in range(count)})

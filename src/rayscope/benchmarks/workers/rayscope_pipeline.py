@@ -16,7 +16,8 @@ from rayscope.memory import keep_freed_memory
 from rayscope.model.sites import resolve
 from rayscope.streams.harvest import ActivationStream
 from rayscope.streams.stream import Batch
-from rayscope.training.trainer import DictionaryTrainer, train
+from rayscope.training.train import train
+from rayscope.training.trainer import DictionaryTrainer
 
 NEVER = float("inf")  # seconds
 

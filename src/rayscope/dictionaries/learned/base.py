@@ -157,6 +157,11 @@ class Learned(Dictionary):
         self.b_dec_D.copy_(means[-1])
         self.firing.dead_window.fill_(dead_window)
         self.calibrate(x_ND, tokens_N)
+        with full_precision(x_ND):
+            self._start(self._centred(x_ND, tokens_N), tokens_N, run_tokens or 10 * dead_window)
+
+    def _start(self, centred_ND: Tensor, tokens_N: Tensor | None, run_tokens: int) -> None:
+        """What else a kind sets from the sample, of which it gets what the encoder multiplies."""
 
     def losses(
         self, x_ND: Tensor, tokens_N: Tensor | None = None, target_ND: Tensor | None = None
@@ -170,10 +175,13 @@ class Learned(Dictionary):
         """
         return self.training_pass(x_ND, tokens_N, target_ND).losses
 
-    def reconstruct(self, x_ND: Tensor, tokens_N: Tensor | None = None) -> tuple[Tensor, TrainingPass]:
+    def reconstruct(
+        self, x_ND: Tensor, tokens_N: Tensor | None = None, target_ND: Tensor | None = None
+    ) -> tuple[Tensor, TrainingPass]:
         """(x_hat as it is while training, with gradients to the parameters; the pass)."""
-        passed = self.training_pass(x_ND, tokens_N)
-        return self.output_units.invert(self.output_units(x_ND) - passed.residual_ND), passed
+        passed = self.training_pass(x_ND, tokens_N, target_ND)
+        goal_ND = self.output_units(x_ND if target_ND is None else target_ND)
+        return self.output_units.invert(goal_ND - passed.residual_ND), passed
 
     def training_pass(
         self, x_ND: Tensor, tokens_N: Tensor | None = None, target_ND: Tensor | None = None

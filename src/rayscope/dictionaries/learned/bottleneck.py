@@ -10,7 +10,6 @@ from torch import Tensor
 
 from rayscope.dictionaries.base import whole
 from rayscope.dictionaries.learned.autoencoders import TopK
-from rayscope.dictionaries.learned.vectors import full_precision
 from rayscope.dictionaries.sparse.kernels import Plan, gather_dot
 from rayscope.dictionaries.sparse.selection import choose_by_vector, largest_in_rows
 
@@ -43,14 +42,9 @@ class BottleneckTopK(TopK):
     def rays(self) -> int:
         return self.latents - self.dense
 
-    @torch.no_grad()
-    def prepare(
-        self, x_ND: Tensor, dead_window: int, run_tokens: int | None = None, tokens_N: Tensor | None = None
-    ) -> None:
-        super().prepare(x_ND, dead_window, run_tokens, tokens_N)
-        with full_precision(x_ND):
-            centred_ND = self._centred(x_ND, tokens_N).double()
-            leading_rD = torch.linalg.eigh(centred_ND.T @ centred_ND).eigenvectors.T.flip(0)[: self.dense]
+    def _start(self, centred_ND: Tensor, tokens_N: Tensor | None, run_tokens: int) -> None:
+        centred_ND = centred_ND.double()
+        leading_rD = torch.linalg.eigh(centred_ND.T @ centred_ND).eigenvectors.T.flip(0)[: self.dense]
         for W_LD in (self.W_enc_LD, self.W_dec_LD, self.initial_LD):
             if W_LD is not None:
                 W_LD[self.rays :] = leading_rD.to(W_LD.dtype)

@@ -28,8 +28,8 @@ class Gated(Penalised):
         self.r_mag_L = nn.Parameter(torch.zeros(self.latents))
         self.b_mag_L = nn.Parameter(torch.zeros(self.latents))
 
-    def _start(self, threshold: Tensor) -> None:
-        super()._start(threshold)
+    def _start_at(self, threshold: Tensor) -> None:
+        super()._start_at(threshold)
         self.b_mag_L.copy_(self.b_enc_L)
 
     def active_codes(self, products_CL: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -51,7 +51,7 @@ class JumpReLU(Penalised):
     def theta_L(self) -> Tensor:
         return self.log_theta_L.exp()
 
-    def _start(self, threshold: Tensor) -> None:
+    def _start_at(self, threshold: Tensor) -> None:
         self.log_theta_L.copy_(threshold.clamp_min(1e-3).log())
 
     def choose(self, centred_ND: Tensor) -> Plan:

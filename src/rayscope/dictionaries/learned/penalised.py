@@ -10,7 +10,6 @@ from torch import Tensor
 
 from rayscope.dictionaries.learned.base import Learned
 from rayscope.dictionaries.learned.training_pass import TrainingPass
-from rayscope.dictionaries.learned.vectors import full_precision
 from rayscope.dictionaries.sparse.kernels import Plan
 from rayscope.dictionaries.sparse.selection import above, choose_above, threshold_for
 
@@ -66,21 +65,14 @@ class Penalised(Learned):
             return self.log_coefficient.exp() * self.first_coefficient
         return self.coefficient * (20 * self.progress).clamp(max=1)
 
-    def _start(self, threshold: Tensor) -> None:
+    def _start_at(self, threshold: Tensor) -> None:
         """Starts with the pre above the threshold as codes."""
         self.b_enc_L.copy_(-threshold)
 
-    @torch.no_grad()
-    def prepare(
-        self, x_ND: Tensor, dead_window: int, run_tokens: int | None = None, tokens_N: Tensor | None = None
-    ) -> None:
-        super().prepare(x_ND, dead_window, run_tokens, tokens_N)
-        self.run.fill_(10 * dead_window if run_tokens is None else run_tokens)
-        with full_precision(x_ND):
-            count = len(x_ND) * self.k
-            self._start(
-                threshold_for(self._centred(x_ND, tokens_N), self.W_enc_LD, torch.zeros_like(self.b_enc_L), count)
-            )
+    def _start(self, centred_ND: Tensor, tokens_N: Tensor | None, run_tokens: int) -> None:
+        self.run.fill_(run_tokens)
+        count = len(centred_ND) * self.k
+        self._start_at(threshold_for(centred_ND, self.W_enc_LD, torch.zeros_like(self.b_enc_L), count))
 
     def choose(self, centred_ND: Tensor) -> Plan:
         return choose_above(centred_ND, self.W_enc_LD, self.b_enc_L)

@@ -61,12 +61,8 @@ class TokenBiasTopK(TopK):
             )
         return self.B_VD[tokens_N.to(self.B_VD.device)]
 
-    @torch.no_grad()
-    def prepare(
-        self, x_ND: Tensor, dead_window: int, run_tokens: int | None = None, tokens_N: Tensor | None = None
-    ) -> None:
-        super().prepare(x_ND, dead_window, run_tokens, tokens_N)
-        self._update_token_means(self._centred(x_ND, tokens_N), tokens_N)
+    def _start(self, centred_ND: Tensor, tokens_N: Tensor | None, run_tokens: int) -> None:
+        self._update_token_means(centred_ND, tokens_N)
 
     def _unknown(self, x_ND: Tensor, tokens_N: Tensor | None) -> Tensor:
         B_ND = self._of_tokens(tokens_N)
