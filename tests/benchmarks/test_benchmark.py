@@ -18,7 +18,7 @@ from rayscope.benchmarks.planted import planted_rays
 from rayscope.benchmarks.race import WORKERS, Contender, race, total
 from rayscope.benchmarks.records import merge, short, table
 from rayscope.cli.command_line import main, parts_by_name
-from rayscope.cli.overrides import groups
+from rayscope.cli.groups import groups
 from rayscope.dictionaries import TopK
 from rayscope.evaluation.metrics import fvu
 from rayscope.limits import met

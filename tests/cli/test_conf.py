@@ -10,7 +10,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from rayscope.cli.command_line import COMMANDS, main
-from rayscope.cli.overrides import groups
+from rayscope.cli.groups import groups
 from rayscope.dictionaries import Learned
 from rayscope.evaluation.comparison import Baseline, compare
 from rayscope.evaluation.entry import named_entries

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rayscope.cli.command_line import main
+from rayscope.cli.multirun import names_of
 from rayscope.dictionaries import find
 from toys import latest
 
@@ -57,6 +58,13 @@ def test_what_no_job_can_do_is_said_before_any_work(sweep, given, said, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(latest(*sweep, *given))
     assert (stopped.value.code, capsys.readouterr().err.splitlines()) == (1, [f"rayscope: {said}"])
+
+
+def test_jobs_that_differ_beyond_what_is_shown_are_jobs_of_their_own():
+    long = "x" * 200
+    names = names_of([[f"out={long}{n}", "k=2"] for n in range(3)])
+    assert len(set(names)) == 3
+    assert names_of([["k=2", "seed=0"], ["k=3", "seed=0"]]) == ["k=2", "k=3"]
 
 
 def test_a_stop_names_what_is_left(sweep, tmp_path):

@@ -11,8 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from rayscope.cli.checks import check, leaves
 from rayscope.cli.commands import COMMANDS
+from rayscope.cli.groups import groups
 from rayscope.cli.options import OPTIONS, declared, read
-from rayscope.cli.overrides import groups, ready
+from rayscope.cli.overrides import ready
 from rayscope.cli.values import Anything
 
 CHOICES = [(group, choice) for group, choices in groups().items() for choice in choices]

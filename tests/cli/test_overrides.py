@@ -12,8 +12,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rayscope.cli import command_line
+from rayscope.cli.flags import apart
+from rayscope.cli.grammar import at_commas
+from rayscope.cli.groups import groups
 from rayscope.cli.options import declared
-from rayscope.cli.overrides import at_commas, groups, ready
+from rayscope.cli.overrides import ready
 
 ROOT = Path(__file__).parents[2]
 PAGES = [path for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))) if path.is_file()]
@@ -187,7 +190,7 @@ def test_command_lines_of_the_pages_compose(shell, tmp_path, monkeypatch, capsys
     for line, command in zip(lines(), commands, strict=True):
         if command[0] == "-sc":
             continue
-        flags, given = command_line.apart(command[1:])
+        flags, given = apart(command[1:])
         if command[0] == "benchmark":
             given = command_line.parts_by_name(given)
         if command[0] == "study" and "=" not in given[0]:

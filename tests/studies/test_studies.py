@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rayscope.cli.command_line import main
-from rayscope.cli.overrides import groups
+from rayscope.cli.groups import groups
 from rayscope.evaluation.measurement import Means, documents_predicted, measure
 from rayscope.evaluation.meter import Meter
 from rayscope.model.sites import resolve

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, InterpolationToMissingValueError, OmegaConfBaseException
 
-from rayscope.cli.options import PARTIAL, declared, names_under, nearest, read, shown
+from rayscope.cli.options import MADE_LATER, declared, names_under, nearest, read, shown
 from rayscope.errors import one_line
 
 
@@ -132,7 +132,7 @@ def locate(key: str, path: str) -> Any:
 def check_arguments(key: str, path: str, given: Any, told: set[str]) -> None:
     """That the class or function takes the arguments given, and that with those told later none is missing."""
     taken, needed, open_ended = parameters(locate(key, path))
-    for name in (str(name) for name in given if str(name) not in PARTIAL):
+    for name in (str(name) for name in given if str(name) not in MADE_LATER):
         if name in told or (name not in taken and not open_ended):
             near = get_close_matches(name, sorted(taken - told), n=3) or sorted(taken - told)
             raise ValueError(f"{key}.{name}: no argument of {path}; nearest: {', '.join(near) or 'it takes none'}")

@@ -2,14 +2,12 @@
 
 import os
 import sys
-import tempfile
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -21,76 +19,19 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rayscope.cli import multirun
 from rayscope.cli.checks import check
-from rayscope.cli.commands import COMMANDS, show_verdict
-from rayscope.cli.options import declared, names_under, nearest, shown
-from rayscope.cli.overrides import groups, names_of, quoted, ready, refused, split
+from rayscope.cli.commands import COMMANDS
+from rayscope.cli.flags import apart
+from rayscope.cli.grammar import quoted
+from rayscope.cli.groups import groups, names_of
+from rayscope.cli.options import nearest, shown
+from rayscope.cli.overrides import ready, split
+from rayscope.cli.perform import perform
+from rayscope.cli.refusals import refused
 from rayscope.console import say
 from rayscope.errors import CommandError, explain
-from rayscope.memory import keep_freed_memory
-from rayscope.runs.run import OUTPUTS, Finished, occupied, out_folder, resumes, run
-from rayscope.runs.settings import with_run_settings
 from rayscope.stopping import stop_behind, stopping
 
 CONF = "pkg://rayscope.conf"
-
-
-def perform(command: str, argv: list[str], config: DictConfig) -> None:
-    """Runs the command. Raises CommandError for what the user can mend."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    keep_freed_memory()
-    try:
-        check(command, config)
-        if config.threads is not None:
-            set_threads(config.threads)
-        if command == "sites":
-            return COMMANDS[command](config, None)
-        config.out = str(folder := out_folder(config.out))
-        if command == "report":
-            there_if_given("studies", config.studies, HydraConfig.get().overrides.task)
-        if command not in OUTPUTS:  # what it writes is no run
-            with occupied(folder, argv) if command == "report" and folder.is_dir() else nullcontext():
-                return COMMANDS[command](config, folder)
-        config = with_run_settings(command, config, HydraConfig.get().overrides.task)
-        check(command, config)  # what came from a run's own file
-        plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-        with run(command, plain, argv) as folder:
-            COMMANDS[command](config, folder)
-    except Finished as finished:
-        say(str(finished))
-        if command == "study":
-            show_verdict(Path(config.out))
-    except Exception as error:
-        known = explain(error, places(config), resumes(command, value(config, "out")))
-        if known is None:
-            raise
-        raise known from None
-
-
-def there_if_given(option: str, folder: str | None, given: Sequence[str]) -> None:
-    """Raises ValueError for no folder, unless it is the option's default: that need not be there."""
-    if folder and any(one.startswith(f"{option}=") for one in given) and not Path(folder).expanduser().is_dir():
-        raise ValueError(
-            f"{option}={folder}: no such folder; give one below which finished studies are, or null for none"
-        )
-
-
-def places(config: DictConfig) -> dict[str, Path]:
-    """The folders that a command writes in, by what the user calls them."""
-    found = {name: value(config, name) for name in ("out", "cache")}
-    found["RAYSCOPE_CACHE"] = os.environ.get("RAYSCOPE_CACHE")
-    return {name: Path(str(path)) for name, path in found.items() if path} | {"TMPDIR": Path(tempfile.gettempdir())}
-
-
-def value(config: DictConfig, key: str) -> Any:
-    """None for what is not there or refers to what is not there."""
-    with suppress(OmegaConfBaseException):
-        return config.get(key)
-
-
-def set_threads(threads: int) -> None:
-    import torch
-
-    torch.set_num_threads(threads)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -156,60 +97,6 @@ def why(command: str, flags: list[str], given: list[str], error: Exception) -> s
         with suppress(HydraException, OmegaConfBaseException):
             return refused(command, given, compose(command, flags, choices), error)
     return str(error).strip().split("\n")[0]
-
-
-FLAGS = {  # hydra's, by whether a value follows
-    **dict.fromkeys(
-        ("-h", "--help", "--hydra-help", "--version", "--resolve", "-r", "--run", "-m", "--multirun"), False
-    ),
-    **dict.fromkeys(("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name"), True),
-    **dict.fromkeys(("-cd", "--config-dir", "--experimental-rerun"), True),
-}
-INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
-
-
-def apart(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """(flags, each with its value after it; key=value arguments): hydra takes flags at either end alone."""
-    flags: list[str] = []
-    given: list[str] = []
-    rest = iter(arguments)
-    for argument in rest:
-        name, equals, value = argument.partition("=")
-        if not argument.startswith("-"):
-            if flags and flags[-1] in ("-i", "--info") and argument in INFO:
-                flags.append(argument)
-            else:
-                given.append(argument)
-        elif argument in ("-i", "--info"):
-            flags.append(argument)
-        elif name == "--info" and value in INFO:
-            flags += [name, value]
-        elif name in FLAGS and not equals:
-            flags.append(name)
-            if FLAGS[name]:
-                following = next(rest, None)
-                if following is None:
-                    raise CommandError(f"{name}: its value is missing")
-                flags.append(following)
-        elif FLAGS.get(name):
-            flags += [name, value]
-        elif equals and name not in FLAGS:
-            raise CommandError(f"{shown(argument)}: options have no dashes; give {shown(argument.lstrip('-'))}")
-        else:
-            option = name.lstrip("-").replace("-", "_")
-            if declared(option) or names_under(option):
-                raise CommandError(f"{shown(argument)}: options have no dashes; give {option}=...")
-            known = [*FLAGS, "--info"]
-            near = get_close_matches(name, known, n=2) or [flag for flag in known if flag.startswith("--")]
-            raise CommandError(f"no flag {shown(argument)}; nearest: {', '.join(near)}")
-    for flag, value in pairwise([*flags, ""]):
-        if flag in ("-c", "--cfg") and value not in ("job", "hydra", "all"):
-            raise CommandError(f"{flag} {shown(value)}: job, hydra or all")
-        if flag in ("-m", "--multirun") and set(flags) & {"-c", "--cfg", "-i", "--info"}:
-            raise CommandError(f"{flag} runs; leave it out to see a configuration")
-        if flag in ("-cd", "--config-dir") and not Path(value).is_dir():
-            raise CommandError(f"{flag} {shown(value)}: not a folder")
-    return flags, given
 
 
 def compose(command: str, flags: list[str], given: list[str]) -> DictConfig:

@@ -178,8 +178,8 @@ COMMANDS: dict[str, Callable[[DictConfig, Any], None]] = {
     "evaluate": logged(evaluate),
     "features": features,
     "study": study,
-    "report": report,
     "sites": sites,
+    "report": report,
     "benchmark": benchmark,
 }
 

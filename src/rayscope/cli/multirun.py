@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rayscope.cli.checks import check
 from rayscope.cli.options import shown
-from rayscope.cli.overrides import refused
+from rayscope.cli.refusals import refused
 from rayscope.console import say
 from rayscope.errors import CommandError, explain, one_line
 from rayscope.stopping import Stopped
@@ -34,11 +34,11 @@ def install() -> None:
 
 
 class Sweeper(plugin.Sweeper):
-    """In the place of hydra's basic sweeper, with any launcher. It writes no folder and no multirun.yaml.
+    """Replaces hydra's basic sweeper, with any launcher. It writes no folder and no multirun.yaml.
 
-    Every job is composed and checked before the first one runs. Raises CommandError before any work where no job can
-    run, or where two would write into one folder; at the end where a job failed; KeyboardInterrupt, naming the jobs that
-    are left, where the sweep is stopped.
+    Every job is composed and checked before the first one runs. Raises CommandError before any work if no job can run,
+    or if two would write into one folder, and at the end if a job failed; Stopped, naming the jobs that are left, if
+    the sweep is stopped.
     """
 
     context: HydraContext
@@ -56,41 +56,17 @@ class Sweeper(plugin.Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         jobs = self.jobs([*(f"{key}={values}" for key, values in self.params.items()), *arguments])
-        names = names_of(jobs)
-        failed: dict[str, str] = {}
-        outs: dict[str, list[str]] = {}
-        for number, (name, job) in enumerate(zip(names, jobs, strict=True)):
-            try:
-                if out := self.check(number, job):
-                    outs.setdefault(str(out), []).append(name)
-            except (HydraException, OmegaConfBaseException) as error:
-                failed[name] = refused(self.command, list(job), self.config, error)
-            except Exception as error:
-                failed[name] = str(explain(error) or f"{type(error).__name__}: {error}")
-        if len(failed) == len(jobs):
-            raise CommandError(next(iter(failed.values())))
-        for out, several in outs.items():
-            if len(several) > 1:
-                varied = "_".join(f"${{{part.partition('=')[0]}}}" for part in several[0].split())
-                raise CommandError(
-                    f"-m: {len(several)} jobs ({', '.join(several[:3])}{', ...' if len(several) > 3 else ''}) have one "
-                    f"out, {out}; give each its own, such as 'out={out}_{varied}'"
-                )
+        left = dict(zip(names_of(jobs), enumerate(jobs), strict=True))
+        failed = self.check_all(left)
         for name, line in failed.items():
             say(f"rayscope: {name} cannot run: {line}")
-        left = {
-            name: (number, job)
-            for number, (name, job) in enumerate(zip(names, jobs, strict=True))
-            if name not in failed
-        }
+            del left[name]
         try:
             self.launch(left, failed)
         except KeyboardInterrupt as stopped:
             number = getattr(stopped, "number", signal.SIGINT)
-            message = (
-                f"stopped with {len(left)} of {len(jobs)} jobs left: {', '.join(left)}; the same command does them"
-            )
-            raise Stopped(number, message) from None
+            others = f"{len(left)} of {len(jobs)} jobs left: {', '.join(left)}"
+            raise Stopped(number, f"stopped with {others}; the same command does them") from None
         if failed:
             for name, line in failed.items():
                 say(f"rayscope: {name} failed: {line}")
@@ -131,6 +107,29 @@ class Sweeper(plugin.Sweeper):
                     failed[name] = str(error)
                 del left[name]
 
+    def check_all(self, jobs: Mapping[str, tuple[int, list[str]]]) -> dict[str, str]:
+        """{name: what is wrong} of the jobs that cannot run. Raises CommandError if none can, or if two have one `out`."""
+        failed: dict[str, str] = {}
+        outs: dict[str, list[str]] = {}
+        for name, (number, job) in jobs.items():
+            try:
+                if out := self.check(number, job):
+                    outs.setdefault(str(out), []).append(name)
+            except (HydraException, OmegaConfBaseException) as error:
+                failed[name] = refused(self.command, job, self.config, error)
+            except Exception as error:
+                failed[name] = str(explain(error) or f"{type(error).__name__}: {error}")
+        if len(failed) == len(jobs):
+            raise CommandError(next(iter(failed.values())))
+        for out, names in outs.items():
+            if len(names) > 1:
+                varied = "_".join(f"${{{part.partition('=')[0]}}}" for part in names[0].split())
+                listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+                raise CommandError(
+                    f"-m: {len(names)} jobs ({listed}) have one out, {out}; give each its own, such as 'out={out}_{varied}'"
+                )
+        return failed
+
     def check(self, number: int, job: Sequence[str]) -> Any:
         """The job's `out`. Raises what is wrong with its configuration."""
         setup_globals()
@@ -150,10 +149,11 @@ class Sweeper(plugin.Sweeper):
 
 
 def names_of(jobs: Sequence[Sequence[str]]) -> list[str]:
-    """Each job by the arguments in which it differs from the others."""
+    """Each job by the arguments in which it differs from the others; by its number as well if that is too long to show."""
     varied = [len(set(values)) > 1 for values in zip(*jobs, strict=True)]
     named = [" ".join(text for text, differs in zip(job, varied, strict=True) if differs) for job in jobs]
-    return [shown(name or "the only job", 120) for name in named]
+    short = [shown(name or "the only job", 120) for name in named]
+    return short if len(set(short)) == len(short) else [f"{n}: {name}" for n, name in enumerate(short)]
 
 
 def of_job(error: Exception) -> CommandError:

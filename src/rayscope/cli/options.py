@@ -27,9 +27,9 @@ SEED = Whole(0, 2**32 - 1)  # scikit-learn takes no other
 RATE = Optional(Number(above=0))
 COUNTS = Listed(COUNT, such="[8, 16]")
 NAMES = Listed(Text("a name"), such="[topk, abstopk]")
-PARTIAL = {"_target_": Text("a name that Python finds, such as rayscope.dictionaries.TopK"), "_partial_": Flag()}
+MADE_LATER = {"_target_": Text("a name that Python finds, such as rayscope.dictionaries.TopK"), "_partial_": Flag()}
 DICTIONARY: dict[str, Type] = {  # what the constructors of learned dictionaries take
-    **PARTIAL,
+    **MADE_LATER,
     "latents": COUNT,
     "k": COUNT,
     "seed": SEED,
@@ -49,7 +49,7 @@ DICTIONARY: dict[str, Type] = {  # what the constructors of learned dictionaries
     "p_end": Number(above=0, most=1),
 }
 FIT: dict[str, Type] = {  # and what the fits of baselines do
-    **PARTIAL,
+    **MADE_LATER,
     "latents": COUNT,
     "components": COUNT,
     "k": COUNT,
@@ -171,7 +171,7 @@ OPTIONS: dict[str, Type] = {  # the first that a key matches; * stands for names
     "study.run.taus": Listed(Number(-1, 1), such="[0.7, 0.9]"),
     "study.run.bipolar": Listed(Number(0, 1), such="[0, 0.5, 1]"),
     "study.run.nulls": Listed(choice("gaussian", "elliptical", "pc_shuffled", "token_mixture", "random_weights")),
-    **each("study.run.world", {**PARTIAL, "features": COUNT, "width": COUNT, "l0": Number(above=0)}),
+    **each("study.run.world", {**MADE_LATER, "features": COUNT, "width": COUNT, "l0": Number(above=0)}),
     **each("study.run.rays", DICTIONARY),
     **{
         key: of
