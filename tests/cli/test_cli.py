@@ -455,7 +455,9 @@ def test_hydra_flags(capsys):
 
 def test_help_and_version(capsys):
     main(["--help"])
-    assert "rayscope demo|train|evaluate|features|study|sites|report" in capsys.readouterr().out
+    assert (
+        "rayscope demo|train|evaluate|features|study|report|sites|benchmark [key=value ...]" in capsys.readouterr().out
+    )
     main(["--version"])
     assert capsys.readouterr().out == f"rayscope {__version__}\n"
 

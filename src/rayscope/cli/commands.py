@@ -178,8 +178,8 @@ COMMANDS: dict[str, Callable[[DictConfig, Any], None]] = {
     "evaluate": logged(evaluate),
     "features": features,
     "study": study,
-    "sites": sites,
     "report": report,
+    "sites": sites,
     "benchmark": benchmark,
 }
 
