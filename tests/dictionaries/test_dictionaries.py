@@ -135,7 +135,7 @@ def test_what_reads_no_token_needs_none_and_what_reads_it_says_so(kind):
     z_NL = dictionary.encode(x_ND, tokens_N)
     assert dictionary.side or dictionary.encode(x_ND).equal(z_NL)
     calls = {"encode": x_ND, "forward": x_ND, "decode": z_NL, "decode_sparse": dictionary.encode_sparse(x_ND, tokens_N)}
-    calls |= {"losses": x_ND, "reconstruct": x_ND} if hasattr(dictionary, "losses") else {}
+    calls |= {"losses": x_ND, "training_pass": x_ND} if hasattr(dictionary, "losses") else {}
     for name, argument in calls.items():
         if dictionary.side:
             with pytest.raises(ValueError, match="reads the current token: give tokens_N, one id per vector"):
@@ -193,7 +193,6 @@ def test_losses_change_nothing_and_the_step_does(cls, whiten):
     before, held = copy.deepcopy(dictionary.state_dict()), copy.deepcopy(vars(dictionary))
     passed = dictionary.training_pass(x_ND, tokens_of(x_ND))
     dictionary.losses(x_ND, tokens_of(x_ND))
-    dictionary.reconstruct(x_ND, tokens_of(x_ND))
     assert passed.losses["auxk"] > 0
     assert all(value.equal(before[name]) for name, value in dictionary.state_dict().items())
     assert vars(dictionary).keys() == held.keys()

@@ -37,3 +37,11 @@ def check_arguments(
         raise ValueError(
             "whiten=True with decoder='soft_frozen': a cap about a row drawn in whitened space is no cap in x; choose one"
         )
+
+
+def check_run(dead_window: int, run_tokens: int | None) -> None:
+    """The same for what `prepare` takes."""
+    if dead_window < 1:
+        raise ValueError(f"dead_window={dead_window} tokens must be at least 1")
+    if run_tokens is not None and run_tokens < 1:
+        raise ValueError(f"run_tokens={run_tokens} must be at least 1")

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rayscope.dictionaries.base import Codes, Dictionary
-from rayscope.dictionaries.learned.arguments import check_arguments
+from rayscope.dictionaries.learned.arguments import check_arguments, check_run
 from rayscope.dictionaries.learned.firing import Firing
-from rayscope.dictionaries.learned.naming import named_as_own, named_by_part
+from rayscope.dictionaries.learned.naming import save_parts_as_own
 from rayscope.dictionaries.learned.training_pass import TrainingPass
 from rayscope.dictionaries.learned.units import Units
 from rayscope.dictionaries.learned.vectors import check_finite, full_precision, spread, within_caps
@@ -32,10 +32,7 @@ class Learned(Dictionary):
 
     decoder: learned; frozen, its rows stay as drawn; soft_frozen, each stays within cosine min_cosine of the row drawn.
     encoder: learned; frozen, W_enc stays as drawn (its biases learn).
-    whiten: learned in y = s (x - m) P instead of s x (see `Whitening`), and so are its losses; the metric fvu is that of
-    x. In use and when saved, directions are the rows of W_dec P^-1 at unit length, and codes are multiplied by the length
-    they had after latents are chosen, so the choice is the same. P^-1 enlarges what a row keeps of strong directions:
-    read the codes, and compare directions by their cosine, with care.
+    whiten: learned, losses too, in y = s (x - m) P instead of s x (see `Whitening`); the metric fvu is that of x.
     """
 
     training_only: tuple[str, ...] = (*Firing.state, *Whitening.state, "initial_LD")  # of a checkpoint, not of a file
@@ -72,8 +69,7 @@ class Learned(Dictionary):
         self.register_buffer("initial_LD", rows_LD.clone() if decoder == "soft_frozen" else None)
         self.firing = Firing(latents)
         self.units = nn.ModuleDict({"input": Units(width, whiten)})
-        self.register_state_dict_post_hook(named_as_own)
-        self.register_load_state_dict_pre_hook(named_by_part)
+        save_parts_as_own(self)
 
     @property
     def input_units(self) -> Units:
@@ -114,17 +110,14 @@ class Learned(Dictionary):
     def encode_sparse(self, x_ND: Tensor, tokens_N: Tensor | None = None) -> Codes:
         """Chunk by chunk, always in full precision; BatchTopK by its threshold, so vectors do not affect each other."""
         self.check(x_ND)
-        counts, indices, values = [], [], []
+        if len(x_ND) == 0:
+            return Codes.of_dense(self.b_enc_L.detach().expand(0, -1))
         with full_precision(x_ND):
-            for _, products_CL in products(self._centred(x_ND, tokens_N), self.W_enc_LD, exact=True):
-                for part, of_chunk in zip((counts, indices, values), self.active_codes(products_CL), strict=True):
-                    part.append(of_chunk)
+            chunks = products(self._centred(x_ND, tokens_N), self.W_enc_LD, exact=True)
+            parts = zip(*(self.active_codes(products_CL) for _, products_CL in chunks), strict=True)
+            counts_N, indices_M, values_M = map(torch.cat, parts)
             gain_L = self._gain()
-        if not counts:
-            none = torch.zeros(0, dtype=torch.int64, device=x_ND.device)
-            return Codes(none, self.b_enc_L.detach()[:0], F.pad(none, (1, 0)), self.latents)
-        offsets = F.pad(torch.cat(counts).cumsum(0), (1, 0))
-        indices_M, values_M = torch.cat(indices), torch.cat(values) / self.output_units.scale
+        offsets, values_M = F.pad(counts_N.cumsum(0), (1, 0)), values_M / self.output_units.scale
         return Codes(indices_M, values_M if gain_L is None else values_M * gain_L[indices_M], offsets, self.latents)
 
     def _gain(self) -> Tensor | None:
@@ -144,14 +137,11 @@ class Learned(Dictionary):
     ) -> None:
         """From a sample: s = sqrt(D / E|x|^2), b_dec = s E[x]. A latent is dead after dead_window silent tokens.
 
-        run_tokens: the length of the run, for what changes during it; None: ten dead windows.
+        run_tokens: the length of the run, for what changes during it; ten dead windows if None.
         """
         self.check(x_ND)
         check_finite(x_ND)
-        if dead_window < 1:
-            raise ValueError(f"dead_window={dead_window} tokens must be at least 1")
-        if run_tokens is not None and run_tokens < 1:
-            raise ValueError(f"run_tokens={run_tokens} must be at least 1")
+        check_run(dead_window, run_tokens)
         samples = {"input": x_ND, "output": x_ND if target_ND is None else target_ND}
         means = [units.fit(samples[side]) for side, units in self.units.items()]  # type: ignore[operator]
         self.b_dec_D.copy_(means[-1])
@@ -163,30 +153,18 @@ class Learned(Dictionary):
     def _start(self, centred_ND: Tensor, tokens_N: Tensor | None, run_tokens: int) -> None:
         """What else a kind sets from the sample, of which it gets what the encoder multiplies."""
 
-    def losses(
-        self, x_ND: Tensor, tokens_N: Tensor | None = None, target_ND: Tensor | None = None
-    ) -> dict[str, Tensor]:
+    def losses(self, x_ND: Tensor, tokens_N: Tensor | None = None) -> dict[str, Tensor]:
         """reconstruction = sum|x - x_hat|^2 / sum|x - batch mean|^2, the batch's own FVU;
-        auxk = coefficient * sum|e - e_hat|^2 / sum|e - batch mean of e|^2, e the residual (no gradient), e_hat its
-        decode from the auxk strongest dead latents, in bfloat16 products where those pay; 0 if none is dead. Both are
-        free of the scale of x. Nothing is changed by it.
-
-        target_ND: what is reconstructed, if that is not x.
+        auxk = coefficient * sum|e - e_hat|^2 / sum|e - batch mean of e|^2, e the residual (no gradient), e_hat its decode
+        from the auxk strongest dead latents, in bfloat16 products where those pay; 0 if none is dead. Both are free of
+        the scale of x. Changes no state: `after_step` does.
         """
-        return self.training_pass(x_ND, tokens_N, target_ND).losses
-
-    def reconstruct(
-        self, x_ND: Tensor, tokens_N: Tensor | None = None, target_ND: Tensor | None = None
-    ) -> tuple[Tensor, TrainingPass]:
-        """(x_hat as it is while training, with gradients to the parameters; the pass)."""
-        passed = self.training_pass(x_ND, tokens_N, target_ND)
-        goal_ND = self.output_units(x_ND if target_ND is None else target_ND)
-        return self.output_units.invert(goal_ND - passed.residual_ND), passed
+        return self.training_pass(x_ND, tokens_N).losses
 
     def training_pass(
         self, x_ND: Tensor, tokens_N: Tensor | None = None, target_ND: Tensor | None = None
     ) -> TrainingPass:
-        """`losses`, and what `after_step` needs."""
+        """`losses`, and what `after_step` needs. target_ND: what is reconstructed, if it is not x."""
         self.check(x_ND)
         check_finite(x_ND)
         itself = target_ND is None or target_ND is x_ND
@@ -221,9 +199,9 @@ class Learned(Dictionary):
         """What is left to code of s x: all of it, unless the kind reads tokens."""
         return y_ND
 
-    def _residuals(self, aim_ND: Tensor, plan: Plan, values_M: Tensor) -> list[Tensor]:
+    def _residuals(self, goal_ND: Tensor, plan: Plan, values_M: Tensor) -> list[Tensor]:
         """The (N, D) residuals whose mean FVU is minimised; the last is the whole decode's."""
-        return [aim_ND - (sparse_decode(values_M, self.W_dec_LD, plan) + self.b_dec_D)]
+        return [goal_ND - (sparse_decode(values_M, self.W_dec_LD, plan) + self.b_dec_D)]
 
     def _codes(self, x_ND: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
         """(values, pre) of the pairs of a plan."""
@@ -292,8 +270,7 @@ class Learned(Dictionary):
 
     @torch.no_grad()
     def unfold(self) -> None:
-        """Undoes `to_save`'s folding of the scales, so that training can go on in the units that it had (rates, JumpReLU's
-        bandwidth); nothing that is computed changes."""
+        """Undoes `to_save`'s folding of the scales, so that training can go on in the original units."""
         scales = {units: self.provenance.get(f"{side}_scale", 1.0) for side, units in self.units.items()}
         for units, scale in scales.items():
             units.scale /= scale

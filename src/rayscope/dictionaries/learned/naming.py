@@ -5,6 +5,11 @@ from torch import Tensor, nn
 PARTS = ("firing.", "units.input.")
 
 
+def save_parts_as_own(dictionary: nn.Module) -> None:
+    dictionary.register_state_dict_post_hook(named_as_own)
+    dictionary.register_load_state_dict_pre_hook(named_by_part)
+
+
 def named_as_own(dictionary: nn.Module, state: dict[str, Tensor], prefix: str, _: dict) -> None:
     """After `state_dict`: the parts' prefixes go. Order: parameters, parts, other buffers, whitening."""
     parameters = dict(dictionary.named_parameters())

@@ -1,4 +1,4 @@
-"""Whitened input: what a dictionary with `whiten` learns in, until it is folded into its weights.
+"""Whitening: the units that a dictionary with `whiten` learns in, until they are folded into its weights.
 
 N vectors, D width.
 """
@@ -10,7 +10,9 @@ from torch import Tensor, nn
 class Whitening(nn.Module):
     """y = (x - m) P, P = S^-1/2 the symmetric root, S the shrunken covariance of a sample; x = m + y P^-1.
 
-    Rows are vectors. Before `fit` it changes nothing.
+    Rows are vectors. Before `fit` it changes nothing. In x, a dictionary's directions are the rows of W_dec P^-1 at unit
+    length; codes are multiplied by the length that these had, after latents are chosen, so the choice is the same. P^-1
+    enlarges what a row keeps of strong directions: read the codes, and compare directions by their cosine, with care.
     """
 
     state = ("whitening.mean_D", "whitening.P_DD", "whitening.inverse_DD")
@@ -26,7 +28,7 @@ class Whitening(nn.Module):
 
     @torch.no_grad()
     def fit(self, x_ND: Tensor) -> None:
-        """Raises ValueError where all vectors are the same."""
+        """Raises ValueError if all vectors are the same."""
         mean_D, covariance_DD = ledoit_wolf(x_ND.double())
         values_D, columns_DD = torch.linalg.eigh(covariance_DD)
         if values_D[0] <= 0:
@@ -40,10 +42,10 @@ class Whitening(nn.Module):
 
 
 def ledoit_wolf(x_ND: Tensor) -> tuple[Tensor, Tensor]:
-    """(mean, (1 - a) C + a tr(C) / D), C the covariance of the sample, a the share in [0, 1] of least expected error.
+    """(mean, (1 - a) C + a tr(C) / D), C the covariance of the sample, a the weight in [0, 1] of least expected error.
 
-    a = min(b, d) / d, d = |C - tr(C) / D|^2, b = (mean |x|^4 - |C|^2) / N, x centred (Ledoit and Wolf 2004, JMVA 88). So
-    fewer vectors than dimensions have an inverse root too.
+    a = min(b, d) / d, d = |C - tr(C) / D|^2, b = (mean |x|^4 - |C|^2) / N, x centred (Ledoit and Wolf 2004, JMVA 88).
+    So fewer vectors than dimensions have an inverse root too.
     """
     mean_D = x_ND.mean(0)
     centred_ND = x_ND - mean_D
@@ -53,5 +55,5 @@ def ledoit_wolf(x_ND: Tensor) -> tuple[Tensor, Tensor]:
     squares = C_DD.square().sum()
     d = squares - D * mu.square()
     b = (centred_ND.square().sum(1).square().mean() - squares) / N
-    share = (torch.minimum(b, d) / d).clamp(0, 1) if d > 0 else torch.zeros_like(d)
-    return mean_D, (1 - share) * C_DD + share * mu * torch.eye(D, dtype=x_ND.dtype, device=x_ND.device)
+    weight = (torch.minimum(b, d) / d).clamp(0, 1) if d > 0 else torch.zeros_like(d)
+    return mean_D, (1 - weight) * C_DD + weight * mu * torch.eye(D, dtype=x_ND.dtype, device=x_ND.device)
