@@ -11,6 +11,5 @@ from rayscope.report.tables import COLUMNS, rows
 run = Path(sys.argv[1])
 table = rows(read_csv(run / "evaluation.csv", COLUMNS))
 table = table.query("position0 == 'excluded'")
-target = Path(__file__).parents[1] / ".github/fvu_against_bits.svg"
-target.parent.mkdir(exist_ok=True)
+target = Path(__file__).parents[1] / "docs/figures/fvu_against_bits.svg"
 write_whole(target, bits_figure(table, "fvu", styles(table)))
