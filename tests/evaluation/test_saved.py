@@ -1,9 +1,10 @@
 """A folder's dictionaries by site and name: of this model, at the site that each one says, none hidden by another."""
 
 import pytest
+import torch
 
-from rayscope.dictionaries import TopK
-from rayscope.evaluation.entry import named_entries
+from rayscope.dictionaries import Linear, TopK
+from rayscope.evaluation.entry import named_entries, role_of
 from rayscope.evaluation.saved import load_dictionaries
 from rayscope.model.sites import Site
 from rayscope.pipeline import named_or_headline
@@ -58,6 +59,20 @@ def test_a_provenance_that_says_something_else(model, tmp_path, provenance, fact
         load_dictionaries(tmp_path, model)
     assert str(raised.value).startswith(f"{folder}: ")
     assert fact in str(raised.value)
+
+
+def test_a_role_that_is_none_of_a_given_dictionary_is_refused(model, tmp_path):
+    given = Linear(32, 4, 1, "topk", torch.eye(4, 32))
+    for role in ("control", "baseline"):
+        given.save(tmp_path / "mine", {"site": HOOK, "role": role})
+        ((_, named),) = load_dictionaries(tmp_path, model).items()
+        assert role_of(named["mine"]) == role
+    for role in ("rays", None, ["control"]):
+        given.save(tmp_path / "mine", {"site": HOOK, "role": role})
+        with pytest.raises(
+            ValueError, match=r"mine: config.json has provenance.role=.* is neither baseline nor control"
+        ):
+            load_dictionaries(tmp_path, model)
 
 
 def test_a_name_at_no_site_is_refused_and_one_at_some_site_is_not():

@@ -2,6 +2,7 @@
 
 A new one is a function `(fit: SiteFit) -> Dictionary | None` here or anywhere, named in a YAML of conf/baselines. It is
 given back at k = 1 and measured at whatever k costs the bits that it is compared at; None means: does not fit this site.
+One whose directions know nothing of the data says so in its provenance, {"role": "control"}.
 """
 
 from collections.abc import Callable, Iterable
@@ -151,7 +152,7 @@ def neurons(fit: SiteFit) -> Dictionary:
 
 def random(fit: SiteFit, latents: int, seed: int = 0) -> Dictionary:
     dictionary = random_rows(fit.site.width, latents, 1, seed, fit.mean_D)
-    dictionary.provenance["seed"] = seed
+    dictionary.provenance |= {"seed": seed, "role": "control"}
     return dictionary
 
 

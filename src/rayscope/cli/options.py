@@ -134,7 +134,6 @@ OPTIONS: dict[str, Type] = {  # the first that a key matches; * stands for names
     "baselines.sample": Whole(0),
     **each("baselines.list.*.fit", FIT),
     "baselines.list.*.fit.*": Anything(),
-    "baselines.list.*.role": choice("baseline", "control"),
     "baselines.list.*.budgets": choice("all", "headline"),
     "baselines.list.*.max_k": Optional(COUNT),
     "evaluation.tokens": COUNT,
@@ -179,7 +178,6 @@ OPTIONS: dict[str, Type] = {  # the first that a key matches; * stands for names
         for key, of in each(f"study.run.{group}.*", DICTIONARY).items()
     },
     **each("study.run.baselines.*.fit", FIT),
-    "study.run.baselines.*.role": choice("baseline", "control"),
     "study.run.baselines.*.budgets": choice("all", "headline"),
     "study.run.baselines.*.max_k": Optional(COUNT),
     "parts": Listed(Text("a part"), such="[step, harvest]"),

@@ -10,7 +10,7 @@ import torch
 
 from rayscope.baselines import SiteFit, fit_sites
 from rayscope.dictionaries import Dictionary
-from rayscope.evaluation.entry import Entry, label
+from rayscope.evaluation.entry import Entry, label, role_of
 from rayscope.evaluation.measurement import Means
 from rayscope.model.sites import Site
 from rayscope.streams.seeding import permutation
@@ -21,21 +21,18 @@ from rayscope.streams.source import Source
 class Baseline:
     """A method that is fitted to each site: SiteFit -> Dictionary, or None if it does not fit the site.
 
-    role: baseline, or control if its directions know nothing of the data. budgets: `all` the ray dictionaries' bits, or
-    those at the `headline` k. max_k: the most codes that the method has (k-means: 1); a budget above that gets this k,
-    once, at its own fewer bits. seed: what it is fitted with, if it is fitted with several.
+    budgets: `all` the ray dictionaries' bits, or those at the `headline` k. max_k: the most codes that the method has
+    (k-means: 1); a budget above that gets this k, once, at its own fewer bits. seed: what it is fitted with, if it is
+    fitted with several.
     """
 
     method: str
     fit: Callable[[SiteFit], Dictionary | None]
-    role: str = "baseline"
     budgets: str = "all"
     max_k: int | None = None
     seed: int | None = None
 
     def __post_init__(self):
-        if self.role not in ("baseline", "control"):
-            raise ValueError(f"baselines: {self.method} has role={self.role}; baseline or control")
         if self.budgets not in ("all", "headline"):
             raise ValueError(f"baselines: {self.method} has budgets={self.budgets}; all or headline")
         if self.max_k is not None and self.max_k < 1:
@@ -69,7 +66,7 @@ def baselines_at_equal_bits(
             at_k.provenance.setdefault("tokens", fitted_tokens)
             seed = at_k.provenance.get("seed") if baseline.seed is None else baseline.seed
             name = label(baseline.method, k, baseline.seed)
-            entries.append(Entry(fit.site, baseline.method, baseline.role, k, seed, at_k, name))
+            entries.append(Entry(fit.site, baseline.method, role_of(at_k), k, seed, at_k, name))
     return entries
 
 

@@ -35,9 +35,15 @@ def label(method: str, k: int, seed: int | None = None) -> str:
 
 
 def role_of(dictionary: Dictionary) -> Role:
-    """By its class and arguments. Directions that are given, not learned, are a baseline's."""
+    """Of a learned one by its class and arguments; any other is a baseline, unless its provenance says control.
+
+    Raises ValueError if its provenance says something else.
+    """
     if not isinstance(dictionary, Learned):
-        return "baseline"
+        role = dictionary.provenance.get("role", "baseline")
+        if role not in ("baseline", "control"):
+            raise ValueError(f"provenance.role={role!r:.60} is neither baseline nor control")
+        return role
     if dictionary.decoder != "learned":
         return "control"
     if dictionary.side:

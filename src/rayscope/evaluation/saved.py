@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from rayscope.dictionaries import Dictionary, find, load
+from rayscope.evaluation.entry import role_of
 from rayscope.evaluation.measurement import REFERENCES
 from rayscope.model import LanguageModel
 from rayscope.model.sites import Site, resolve
@@ -41,6 +42,10 @@ def site_of(dictionary: Dictionary, place: Path, model: LanguageModel) -> Site:
     for key in ("tokens", "seed"):
         if not isinstance(about.get(key), int | None):
             raise ValueError(f"{place}: config.json has provenance.{key}={about[key]!r:.60}, not a whole number")
+    try:
+        role_of(dictionary)
+    except ValueError as error:
+        raise ValueError(f"{place}: config.json has {error}") from None
     if not isinstance(hook, str) or not isinstance(trained_on, dict):
         raise ValueError(f"{place}: config.json has provenance.site={hook!r:.60}, provenance.model={trained_on!r:.60}")
     try:
