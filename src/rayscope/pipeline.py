@@ -1,8 +1,7 @@
 """The stages of a run on one folder: train, evaluate, features. Each writes its tables whole, and is skipped once they are there."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rayscope.console import say
-from rayscope.dictionaries import Dictionary, Learned, load
+from rayscope.dictionaries import Learned
 from rayscope.evaluation.comparison import Comparison, headline_budget, position_means
 from rayscope.evaluation.entry import Entry, by_site
 from rayscope.evaluation.measurement import Measurement, check_options, measure
 from rayscope.evaluation.saved import load_dictionaries
-from rayscope.features.appearance import appearance, with_appearance
+from rayscope.features.appearance import appearance, snapshots, with_appearance
 from rayscope.features.contexts import top_contexts
 from rayscope.features.token_features import token_features
 from rayscope.features.tokens import Tokens, choose_tokens
@@ -27,33 +25,14 @@ from rayscope.streams.harvest import ActivationStream
 from rayscope.streams.source import Source
 from rayscope.streams.stream import Batch, Stream
 from rayscope.text import SPLITS
-from rayscope.training.checkpoint import BEFORE, CHECKPOINT, remove_checkpoints
-from rayscope.training.divergence import Divergence, without
 from rayscope.training.finetuning import finetune
 from rayscope.training.last_rows import LastRows
 from rayscope.training.log import Log
 from rayscope.training.train import train
-from rayscope.training.trained import DICTIONARIES, TRAINED, check, digest
+from rayscope.training.trained import save_trained
 
 
 def train_dictionaries(
-    source: Source,
-    sites: Sequence[Site],
-    partials: dict[str, Callable[..., Learned]],
-    folder: Path,
-    *,
-    tokens: int,
-    calibration_tokens: int,
-    **options: Any,
-) -> None:
-    """Trains every dictionary at every site of the source's text: see `train_on`."""
-    stream = source.stream("train", sites, tokens)
-    calibration = source.stream("validation", sites, calibration_tokens, option="training.calibration_tokens")
-    about = {site: source.provenance(site) for site in sites}
-    train_on(stream, calibration, partials, folder, about=about, vocabulary=source.model.vocabulary, **options)
-
-
-def train_on(
     stream: Stream,
     calibration: Iterable[Batch],
     partials: dict[str, Callable[..., Learned]],
@@ -68,7 +47,7 @@ def train_on(
         raise ValueError("dictionaries: none is configured; add one, such as dictionaries=[topk]")
     try:
         dictionaries = {
-            site: {name: made(make, site, vocabulary) for name, make in partials.items()} for site in stream.sites
+            site: {name: build(make, site, vocabulary) for name, make in partials.items()} for site in stream.sites
         }
     except TypeError as error:
         raise ValueError(f"dictionaries: {error}") from None  # an argument that the class does not take
@@ -81,63 +60,7 @@ def train_on(
     save_trained(dictionaries, diverged, folder, provenance, tokens=tokens, what="trained")
 
 
-def save_trained(
-    dictionaries: dict[Site, dict[str, Learned]],
-    diverged: Sequence[Divergence],
-    folder: Path,
-    provenance: Callable[[Site, Learned], dict[str, Any]],
-    *,
-    tokens: int,
-    what: str,
-) -> None:
-    """Saves those that have not diverged, then says in trained.json what there is. Raises ValueError if some have."""
-    sound = without(dictionaries, diverged)
-    for site, named in sound.items():
-        for name, dictionary in named.items():
-            dictionary.save(folder / DICTIONARIES / site.key / name, provenance(site, dictionary))
-    saved = [f"{site.key}/{name}" for site, named in sound.items() for name in named]
-    record = {"tokens": tokens, "dictionaries": saved, "diverged": [asdict(found) for found in diverged]}
-    record["sha256"] = {name: digest(folder / DICTIONARIES / name) for name in saved}
-    write_whole(folder / TRAINED, json.dumps(record, indent=1))
-    remove_checkpoints(folder)
-    say(f"{what}: {len(saved)} dictionaries in {folder / DICTIONARIES}")
-    if diverged:
-        raise ValueError(diverged_line(diverged, len(saved), folder))
-
-
-def diverged_line(diverged: Sequence[Divergence], others: int, folder: Path) -> str:
-    rest = f"the rest ({others}) is in {folder / DICTIONARIES}" if others else "there is no other"
-    return (
-        f"diverged, so not saved: {'; '.join(map(str, diverged))}; {rest}. "
-        f"Lower the rate (dictionaries.NAME.lr, with stage=kl finetuning.lr) and give another out=, or overwrite=true"
-    )
-
-
-def is_trained(folder: Path) -> bool:
-    """Whether training is done in the folder; what a kill left of its checkpoints is removed then.
-
-    If a dictionary is no longer there, training goes on from the checkpoint. Raises ValueError if there is none, and if
-    some dictionaries diverged.
-    """
-    if not (folder / TRAINED).is_file():
-        return False
-    try:
-        check(folder)
-    except ValueError as error:
-        why = str(error).partition(";")[0]
-        if not any((folder / name).is_file() for name in (CHECKPOINT, BEFORE)):
-            raise ValueError(f"{why}; put it back, or train again, with overwrite=true or another out=") from None
-        say(f"{why}; training goes on from its checkpoint")
-        return False
-    remove_checkpoints(folder)
-    record = json.loads((folder / TRAINED).read_text())
-    if record.get("diverged"):
-        diverged = [Divergence(**found) for found in record["diverged"]]
-        raise ValueError(diverged_line(diverged, len(record["dictionaries"]), folder))
-    return True
-
-
-def made(make: Callable[..., Learned], site: Site, vocabulary: int) -> Learned:
+def build(make: Callable[..., Learned], site: Site, vocabulary: int) -> Learned:
     """A dictionary of the site's width, and, if its kind has one, of the model's vocabulary: see `Learned.from_model`."""
     facts = {"width": site.width, "vocabulary": vocabulary}
     kind: Any = make
@@ -226,7 +149,7 @@ def measure_features(
     names: Sequence[str] | None,
     contexts: int,
 ) -> pd.DataFrame:
-    """Writes token_features.csv and contexts.json, from the snapshots too where the folder has some."""
+    """Writes token_features.csv and contexts.json, and what snapshots in the folder show."""
     source = compared.source
     entries = named_or_headline(compared.entries, names, compared.headline_k)
     sites = list(dict.fromkeys(entry.site for entry in entries))
@@ -285,16 +208,6 @@ def named_or_headline(entries: Sequence[Entry], names: Sequence[str] | None, hea
             f"nearest: {', '.join(near)}"
         )
     return [entry for entry in entries if entry.name in names]
-
-
-def snapshots(folder: Path, sites: Sequence[Site]) -> Iterator[tuple[int, dict[str, dict[str, Dictionary]]]]:
-    """(tokens, {site key: {name: dictionary}}) of what `training` saved on the way; what a kill left half-written is not read."""
-    for place in sorted((p for p in folder.glob("*") if p.name.isdigit()), key=lambda p: int(p.name)):
-        found = {site.key: sorted((place / site.key).glob("[!.]*/config.json")) for site in sites}
-        yield (
-            int(place.name),
-            {key: {path.parent.name: load(path.parent) for path in paths} for key, paths in found.items()},
-        )
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:

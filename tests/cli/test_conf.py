@@ -15,7 +15,7 @@ from rayscope.dictionaries import Learned
 from rayscope.evaluation.comparison import Baseline, compare
 from rayscope.evaluation.entry import named_entries
 from rayscope.model.sites import Site, resolve
-from rayscope.pipeline import made
+from rayscope.pipeline import build
 from rayscope.streams.source import Source
 from rayscope.text import Files, Hub
 
@@ -71,7 +71,7 @@ def test_dictionaries_are_made(choice, width, model):
     config = compose("train", (f"dictionaries=[{choice}]", "latents=48", "k=6", "seed=9"))
     assert config.dictionaries
     for name, entry in config.dictionaries.items():
-        dictionary = made(hydra.utils.instantiate(entry), site, model.vocabulary)
+        dictionary = build(hydra.utils.instantiate(entry), site, model.vocabulary)
         assert isinstance(dictionary, Learned)
         assert (dictionary.width, dictionary.latents, dictionary.seed) == (width, 48, 9), name
         assert dictionary.k == (6 if choice != "demo" else int(str(name).rpartition("_k")[2]))

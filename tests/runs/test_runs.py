@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from folders import Killed, begin_and_die, config, die_at_once, make, set_aside, start, work
 from rayscope import records
-from rayscope.pipeline import is_trained
 from rayscope.records import NOT_COMPARED, Records, differences, flat, same_inputs
 from rayscope.runs.run import OUTPUTS, Finished, out_folder, run
+from rayscope.training.trained import is_trained
 
 
 @pytest.mark.parametrize(

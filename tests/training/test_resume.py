@@ -16,9 +16,9 @@ import torch
 
 from rayscope.cli.command_line import main
 from rayscope.dictionaries import load
+from rayscope.features.appearance import snapshots
 from rayscope.files import PARTIAL
 from rayscope.model.sites import resolve
-from rayscope.pipeline import snapshots
 from toys import latest
 
 NAMES = ["topk", "batchtopk", "matryoshka_batchtopk", "tied_topk", "bottleneck_topk", "token_bias_topk"]

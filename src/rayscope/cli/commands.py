@@ -13,14 +13,14 @@ from rayscope.files import real
 from rayscope.records import Records, same_inputs
 from rayscope.runs.run import FOUND, MEASURED, records_of
 from rayscope.stopping import Stopped
-from rayscope.training.trained import check_run_of
+from rayscope.training.trained import check_run_of, is_trained
 
 
 def train(config: DictConfig, folder: Path, loggers: Sequence[Any]) -> None:
     from rayscope import pipeline
     from rayscope.model.sites import resolve
 
-    if pipeline.is_trained(folder):
+    if is_trained(folder):
         return
     if config.stage == "kl":
         return tune(config, folder, loggers)
@@ -28,8 +28,17 @@ def train(config: DictConfig, folder: Path, loggers: Sequence[Any]) -> None:
     sites = resolve(config.sites.patterns, source.model)
     check_text(config, source, sites)
     dictionaries = {name: hydra.utils.instantiate(partial) for name, partial in config.dictionaries.items()}
+    options = dict(config.training)
+    size = options.pop("calibration_tokens")
     pipeline.train_dictionaries(
-        source, sites, dictionaries, folder, tokens=config.tokens, loggers=loggers, **config.training
+        source.stream("train", sites, config.tokens),
+        source.stream("validation", sites, size, option="training.calibration_tokens"),
+        dictionaries,
+        folder,
+        about={site: source.provenance(site) for site in sites},
+        vocabulary=source.model.vocabulary,
+        loggers=loggers,
+        **options,
     )
 
 

@@ -1,16 +1,18 @@
 """When a token's detector appears in training: the first snapshot in which one latent detects the token."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from rayscope.dictionaries.base import Dictionary
+from rayscope.dictionaries import Dictionary, load
 from rayscope.features.detection import choose
 from rayscope.features.token_features import PREDICATES, collect, ranked
 from rayscope.features.tokens import Tokens
 
 if TYPE_CHECKING:
+    from rayscope.model.sites import Site
     from rayscope.streams.stream import Batch
 
 REACHED = 0.8  # balanced accuracy
@@ -50,3 +52,13 @@ def with_appearance(table: pd.DataFrame, appeared: pd.DataFrame) -> pd.DataFrame
     places = zip(keys, table["dictionary"], table["predicate"], table["token_id"], table["labels"], strict=True)
     values = [known.get(tuple(place[:4])) if place[4] == "real" else None for place in places]
     return table.assign(appeared_at=pd.array(values, "Int64"))
+
+
+def snapshots(folder: Path, sites: Sequence["Site"]) -> Iterator[tuple[int, dict[str, dict[str, Dictionary]]]]:
+    """(tokens, {site key: {name: dictionary}}) of what training saved on the way; what a kill left is not read."""
+    for place in sorted((p for p in folder.glob("*") if p.name.isdigit()), key=lambda p: int(p.name)):
+        found = {site.key: sorted((place / site.key).glob("[!.]*/config.json")) for site in sites}
+        yield (
+            int(place.name),
+            {key: {path.parent.name: load(path.parent) for path in paths} for key, paths in found.items()},
+        )

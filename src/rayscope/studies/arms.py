@@ -11,8 +11,9 @@ import torch
 from rayscope.dictionaries import Dictionary, Learned, load
 from rayscope.evaluation.entry import Entry, Role, label, role_of
 from rayscope.model.sites import Site
-from rayscope.pipeline import DICTIONARIES, is_trained, train_on
+from rayscope.pipeline import train_dictionaries
 from rayscope.streams.stream import Batch, Stream
+from rayscope.training.trained import DICTIONARIES, is_trained
 
 LIMIT = 32 * 2**30  # bytes on a device at a time, which leave room for the model and a step where there are 48 GB
 
@@ -59,7 +60,7 @@ def train_arms(
     if not is_trained(folder):
         folder.mkdir(parents=True, exist_ok=True)
         makers = {arm.name: make for arm, make in arms.items()}
-        train_on(stream, calibration, makers, folder, about=about or {}, vocabulary=vocabulary)
+        train_dictionaries(stream, calibration, makers, folder, about=about or {}, vocabulary=vocabulary)
     return {
         site: {arm: load(folder / DICTIONARIES / site.key / arm.name).to(stream.device) for arm in arms}
         for site in stream.sites

@@ -1,17 +1,80 @@
-"""trained.json: what says that a training is done, and whether the dictionaries that it lists are still there."""
+"""trained.json: what says that training is done, which dictionaries it saved, and whether they are still there."""
 
 import hashlib
 import json
-from dataclasses import fields
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
+from rayscope.console import say
+from rayscope.dictionaries import Learned
+from rayscope.files import write_whole
+from rayscope.model.sites import Site
 from rayscope.records import Records, read
-from rayscope.training.divergence import Divergence
+from rayscope.training.checkpoint import BEFORE, CHECKPOINT, remove_checkpoints
+from rayscope.training.divergence import Divergence, without
 
 TRAINED = "trained.json"
 DICTIONARIES = "dictionaries"
 DIVERGED = {field.name for field in fields(Divergence)}
 PARTS = ("config.json", "weights.safetensors")  # of a saved dictionary
+
+
+def save_trained(
+    dictionaries: dict[Site, dict[str, Learned]],
+    diverged: Sequence[Divergence],
+    folder: Path,
+    provenance: Callable[[Site, Learned], dict[str, Any]],
+    *,
+    tokens: int,
+    what: str,
+) -> None:
+    """Saves those that have not diverged, then says in trained.json what there is. Raises ValueError if some have."""
+    sound = without(dictionaries, diverged)
+    for site, named in sound.items():
+        for name, dictionary in named.items():
+            dictionary.save(folder / DICTIONARIES / site.key / name, provenance(site, dictionary))
+    saved = [f"{site.key}/{name}" for site, named in sound.items() for name in named]
+    record = {"tokens": tokens, "dictionaries": saved, "diverged": [asdict(found) for found in diverged]}
+    record["sha256"] = {name: digest(folder / DICTIONARIES / name) for name in saved}
+    write_whole(folder / TRAINED, json.dumps(record, indent=1))
+    remove_checkpoints(folder)
+    say(f"{what}: {len(saved)} dictionaries in {folder / DICTIONARIES}")
+    if diverged:
+        raise ValueError(diverged_line(diverged, len(saved), folder))
+
+
+def diverged_line(diverged: Sequence[Divergence], others: int, folder: Path) -> str:
+    rest = f"the rest ({others}) is in {folder / DICTIONARIES}" if others else "there is no other"
+    return (
+        f"diverged, so not saved: {'; '.join(map(str, diverged))}; {rest}. "
+        f"Lower the rate (dictionaries.NAME.lr, with stage=kl finetuning.lr) and give another out=, or overwrite=true"
+    )
+
+
+def is_trained(folder: Path) -> bool:
+    """Whether training is done in the folder; what a kill left of its checkpoints is removed then.
+
+    If a dictionary is no longer there, training goes on from the checkpoint. Raises ValueError if there is none, and if
+    some dictionaries diverged.
+    """
+    if not (folder / TRAINED).is_file():
+        return False
+    try:
+        check(folder)
+    except ValueError as error:
+        why = str(error).partition(";")[0]
+        if not any((folder / name).is_file() for name in (CHECKPOINT, BEFORE)):
+            raise ValueError(f"{why}; put it back, or train again, with overwrite=true or another out=") from None
+        say(f"{why}; training goes on from its checkpoint")
+        return False
+    remove_checkpoints(folder)
+    record = json.loads((folder / TRAINED).read_text())
+    if record.get("diverged"):
+        diverged = [Divergence(**found) for found in record["diverged"]]
+        raise ValueError(diverged_line(diverged, len(record["dictionaries"]), folder))
+    return True
 
 
 def check(folder: Path) -> None:
