@@ -42,7 +42,7 @@ PLANTED = {0.0: (0.0, 0.14), 0.5: (0.4, 0.6), 1.0: (0.95, 0.97)}  # {world: by s
 
 def hand_made() -> Records:
     """Every draw is its value, so that an interval is that of the two seeds."""
-    records, any_of_them = Records(RAYS), TopK(4, 8, 2)
+    records, any_of_them = Records(), TopK(4, 8, 2)
 
     def add(stream, site, arm, k, seed, metric, value, drawn=True):
         draws_B = torch.full((400,), value, dtype=torch.float64) if drawn else None
@@ -69,7 +69,7 @@ def hand_made() -> Records:
 
 
 def observed(records: Records, seeds: tuple[int, ...] = SEEDS, sites: tuple[Site, ...] = SITES) -> dict:
-    found = observe(records, [site.hook for site in sites], KS, 2, seeds, WORLDS)
+    found = observe(records, sites, KS, 2, seeds, WORLDS)
     return {name: (one.value, one.low, one.high) for name, one in found.items()}
 
 

@@ -1,7 +1,7 @@
 """The baselines by name, each a function of what is known of a site; `conf/baselines` lists those of a run.
 
 A new one is a function `(fit: SiteFit) -> Dictionary | None` here or anywhere, named in a YAML of conf/baselines. It is
-given back at k = 1 and measured at whatever k costs the bits that it is compared at; None means: does not fit this site.
+given back at k = 1 and measured at whatever k costs the bits that it is compared at; None: it does not fit the site.
 One whose directions know nothing of the data says so in its provenance, {"role": "control"}.
 """
 
@@ -27,7 +27,7 @@ from rayscope.streams.stream import Batch
 
 @dataclass(frozen=True)
 class SiteFit:
-    """What a baseline may be fitted from: the moments of training activations, their sums by token, the model's weights.
+    """What a baseline may be fitted from: moments of training activations, their sums by token, the model's weights.
 
     matrices: W_E (vocabulary, d_model), and the site's layer's W_in (d_model, d_mlp) and W_out (d_mlp, d_model), as in
     y = x @ W. sample: some of the activations themselves, where baselines.sample asks for any. Position 0 is in none.

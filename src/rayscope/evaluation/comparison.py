@@ -74,7 +74,7 @@ def baselines_at_equal_bits(
 class Comparison:
     """What is compared. entries: at each site its baselines at equal bits, then its learned dictionaries.
 
-    fitted: what the baselines were fitted from, {site.key: SiteFit}; headline_k: the k at which single budgets are read.
+    fitted: what the baselines were fitted from, {site.key: SiteFit}; headline_k: where single budgets are read.
     """
 
     source: Source
@@ -121,7 +121,7 @@ def compare(
 
 
 def plain_rays(dictionaries: Iterable[Dictionary]) -> list[Dictionary]:
-    """Unsigned dictionaries of a fixed k without side information: their bits are the budgets. All, if there are none."""
+    """Unsigned dictionaries of a fixed k without side information, whose bits are the budgets; all, if there are none."""
     dictionaries = list(dictionaries)
     return [d for d in dictionaries if d.plain and not d.signed] or dictionaries
 

@@ -54,8 +54,8 @@ def role_of(dictionary: Dictionary) -> Role:
 def named_entries(dictionaries: Mapping[Site, Mapping[str, Dictionary]]) -> list[Entry]:
     """The entries of dictionaries that the user named: {site: {name: dictionary}}.
 
-    The method of a learned one is its kind, with those of its settings that differ among the site's dictionaries of that
-    kind and are not the default, as in "topk" and "topk decoder=frozen". That of any other is its name.
+    The method of a learned one is its kind, with those of its settings that are not the default and differ among the
+    dictionaries of that kind at some site, as in "topk" and "topk decoder=frozen". That of any other is its name.
     """
     varied = varied_settings(dictionaries.values())
     return [

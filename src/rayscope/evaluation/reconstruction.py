@@ -25,10 +25,10 @@ def reconstruct(
     validation: Batch | None = None,
     quantise: bool = True,
 ) -> dict[Site, dict[Key, Meter]]:
-    """{site: {key: Meter}} over the held-out vectors, none of which is at position 0; documents in order of their number.
+    """{site: {key: Meter}} over the held-out vectors, none of them at position 0; documents in order of their number.
 
-    validation: vectors on which each latent's range and frequency are read; without them codes are measured as they are,
-    as with quantise False, and bits_entropy is not known.
+    validation: vectors on which each latent's range and frequency are read; without them codes are measured as they
+    are, as with quantise False, and bits_entropy is not known.
     """
     numbers, documents_N = held_out.documents_N.unique(return_inverse=True)
     meters: dict[Site, dict[Key, Meter]] = {}

@@ -12,7 +12,8 @@ from rayscope.model.sites import Site, resolve
 def load_dictionaries(folder: Path, model: LanguageModel) -> dict[Site, dict[str, Dictionary]]:
     """{site: {name: dictionary}}. A dictionary's name is its path below the folder, without the site's own folder.
 
-    Raises ValueError for a dictionary of another model or width, for one that does not say its site, and for two of one name.
+    Raises ValueError for a dictionary of another model or width, for one that does not say its site, and for two of one
+    name.
     """
     loaded: dict[Site, dict[str, Dictionary]] = {}
     places: dict[tuple[Site, str], Path] = {}
@@ -62,7 +63,7 @@ def site_of(dictionary: Dictionary, place: Path, model: LanguageModel) -> Site:
     other = [key for key in here if isinstance(said, dict) and said.get(key, here[key]) != here[key]]
     if other:
         raise ValueError(
-            f"{place}: trained on model {trained_on.get('name')} with {other[0]} {said[other[0]]!r:.60}, but {model.name} "
-            f"has {here[other[0]]!r:.60}; give that model"
+            f"{place}: trained on model {trained_on.get('name')} with {other[0]} {said[other[0]]!r:.60}, "
+            f"but {model.name} has {here[other[0]]!r:.60}; give that model"
         )
     return site

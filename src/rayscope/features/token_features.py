@@ -76,8 +76,9 @@ def token_features(
     *,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """token_features.csv: one row per entry (and linear probe of each site), labels (real, shuffled), predicate and token.
+    """token_features.csv: one row per entry or probe, labels (real, shuffled), predicate and token.
 
+    A linear probe stands for what a site's vectors tell of a token at best.
     The linear probe is fitted on validation, with thresholds from left-one-out scores. Shuffled labels are permuted
     over each whole split; choice, threshold, probe and score are all computed again from them.
     A token without positives on validation has a row without a latent; one without positives on test, without scores.

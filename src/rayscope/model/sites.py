@@ -8,8 +8,15 @@ from typing import Protocol
 
 MOST = 1000  # names that a pattern may stand for: more than any model's layers
 LONGEST = 80  # characters of a pattern that a message repeats
-# in the order in which a block computes them
-KINDS = ("hook_resid_pre", "hook_attn_out", "hook_resid_mid", "mlp.hook_post", "hook_mlp_out", "hook_resid_post")
+PARTS = {  # {kind of site: the part of the block that it belongs to}, in the order in which a block computes them
+    "hook_resid_pre": "residual",
+    "hook_attn_out": "attention",
+    "hook_resid_mid": "residual",
+    "mlp.hook_post": "mlp",
+    "hook_mlp_out": "mlp",
+    "hook_resid_post": "residual",
+}
+KINDS = tuple(PARTS)
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,11 @@ class Site:
     @property
     def kind(self) -> str:
         return self.hook.split(".", 2)[2]
+
+    @property
+    def part(self) -> str:
+        """residual, attention or mlp."""
+        return PARTS[self.kind]
 
 
 class Sized(Protocol):

@@ -49,7 +49,8 @@ def build(run: Path, studies: Path | None = None) -> Path:
     except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
         path = run / "contexts.json"
         raise ValueError(
-            f"{path} is not what `rayscope features` writes ({error!r}); remove it, and `rayscope features` makes it again"
+            f"{path} is not what `rayscope features` writes ({error!r}); "
+            "remove it, and `rayscope features` makes it again"
         ) from None
     missing = [
         {"file": name, "holds": holds, "command": f"rayscope {command} out={shlex.quote(str(run))}"}

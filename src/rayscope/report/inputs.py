@@ -47,7 +47,10 @@ def read(run: Path) -> dict[str, Any]:
 
 
 def read_file(path: Path) -> Any:
-    """A table for .csv, what JSON holds for .json, else the text; ValueError, with what to do, for one that cannot be read."""
+    """A table for .csv, what JSON holds for .json, else the text.
+
+    Raises ValueError, with what to do, for one that cannot be read.
+    """
     _, command, needed = FILES[path.name]
     try:
         if path.suffix == ".csv":

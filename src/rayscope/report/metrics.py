@@ -32,8 +32,8 @@ METRICS = {
             "bits_entropy",
             "bits, entropy",
             "bits/token",
-            "The same with the latents' own firing frequencies on validation text in place of L choose k: a code that uses "
-            "few latents often is shorter. Latents are coded one by one, as if they fired independently.",
+            "The same with the latents' own firing frequencies on validation text in place of L choose k: a code that "
+            "uses few latents often is shorter. Latents are coded one by one, as if they fired independently.",
             "{:.0f}",
         ),
         Metric(

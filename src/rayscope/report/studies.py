@@ -74,7 +74,10 @@ def check(found: Any, types: dict[str, Any]) -> None:
 
 
 def finished(folder: Path) -> list[dict[str, Any]]:
-    """{lines, figure (data URI), passed} of every study below the folder, by name. Raises ValueError for a broken verdict."""
+    """{name, lines, figure (data URI), passed} of every study below the folder, in the order of their paths.
+
+    Raises ValueError for a broken verdict.
+    """
     found = []
     for path in sorted(folder.rglob("verdict.json")) if folder.is_dir() else []:
         if is_replaced(path.relative_to(folder)):

@@ -79,7 +79,7 @@ def headline_k(table: pd.DataFrame) -> float:
 
 
 def at_k(table: pd.DataFrame, k: float) -> pd.DataFrame:
-    """References, the learned rows at this k, and of every other method the row nearest to those rays in bits per token.
+    """References, learned rows at this k, and of every other method the row nearest to those rays in bits per token.
 
     A learned method without this k shows its nearest one.
     """
@@ -99,7 +99,7 @@ def at_k(table: pd.DataFrame, k: float) -> pd.DataFrame:
 
 
 def documents_said(evaluation: pd.DataFrame) -> str:
-    """Of how many documents the numbers are, and whether those are too few for intervals; empty if they were not counted."""
+    """How many documents the numbers are of, and whether they are too few for intervals; empty if nobody counted."""
     table = rows(evaluation)
     read, spliced = (table[f"{metric}_documents"].max() for metric in ("fvu", "dce"))
     if math.isnan(read):

@@ -41,7 +41,9 @@ def at_bits(curve: pd.DataFrame, metric: str, bits: float) -> dict:
 
 
 def judge(ours: dict, theirs: dict) -> tuple[str, bool | None]:
-    """(outcome, do the intervals overlap): better, worse, unclear, not comparable or too few documents; lower is better.
+    """(outcome, do the intervals overlap): better, worse, unclear, not comparable or too few documents.
+
+    Lower is better.
 
     Without an interval on both sides nothing is claimed. A rival with fewer bits may still win, one with more lose.
     """
@@ -65,8 +67,8 @@ def verdicts(
 ) -> list[dict]:
     """Every dictionary of these roles compared with methods of the rivals' role at as many bits, in fvu and dce.
 
-    Each is {site, position0, ours, role, k, metric, baseline, bits, value, low, high, documents, baseline_value, baseline_low,
-    baseline_high, overlap, outcome, method}. See `at_bits` for the method and `judge` for the outcome.
+    Each is {site, position0, ours, role, k, metric, baseline, bits, value, low, high, documents, baseline_value,
+    baseline_low, baseline_high, overlap, outcome, method}. See `at_bits` for the method and `judge` for the outcome.
     """
     table = rows(evaluation)
     table = table[table["position0"] == position0]

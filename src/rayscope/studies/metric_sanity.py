@@ -42,7 +42,6 @@ def metric_sanity(setting: Setting, *, tokens: int, splice_rows: int) -> Finding
         at_seed = replace(setting, source=replace(setting.source, seed=seed))
         at_seed.check_rows(tokens=tokens)
     rows, known = list(hand_cases()), []
-    residual = next((site for site in setting.sites if "resid" in site.hook), setting.sites[0])
     for seed in setting.seeds:
         source = replace(setting.source, seed=seed)
         for site in setting.sites:
@@ -51,7 +50,7 @@ def metric_sanity(setting: Setting, *, tokens: int, splice_rows: int) -> Finding
             rows += [about | {"by": "metrics", "tokens": len(vectors.x_ND)} | row for row in explained(vectors)]
             measured, expected = evaluated(source, site, vectors, tokens, splice_rows)
             rows += [about | {"by": "evaluation"} | row for row in compared(measured, expected)]
-            if site is residual:
+            if site is setting.residual:
                 known.append(knows_position0(measured, seed))
     table = pd.DataFrame(rows).reindex(columns=COLUMNS)
     table["error"] = (table["observed"] - table["expected"]).abs()

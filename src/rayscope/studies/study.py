@@ -1,4 +1,4 @@
-"""A study: a question, predictions registered before the run, and what was found -> table.csv, figure.svg, verdict.json.
+"""A study: a question, predictions registered before the run, what was found -> table.csv, figure.svg, verdict.json.
 
 B bootstrap draws, S seeds, G documents.
 """
@@ -46,6 +46,11 @@ class Setting:
             )
         self.check_list("seeds", self.seeds, [0, 1, 2])
 
+    @property
+    def residual(self) -> Site:
+        """The first residual site, or the first site if there is none."""
+        return next((site for site in self.sites if site.part == "residual"), self.sites[0])
+
     def option(self, name: str) -> str:
         """What the user calls an argument of the study."""
         return f"study.sizes.{self.size}.{name}" if self.size else name
@@ -60,8 +65,8 @@ class Setting:
                 raise ValueError(f"{self.option(name)}={values}: {value} is given more than once")
 
     def check_rows(self, **sizes: int) -> None:
-        """Raises ValueError for a size, by its name, whose whole rows of the test split are none or of too few documents
-        for an interval: called before anything is trained."""
+        """Raises ValueError for a size, by its name, whose whole rows of the test split are none, or of too few
+        documents for an interval: called before anything is trained."""
         text = self.source.text
         for name, tokens in sizes.items():
             said = f"{self.option(name)}={tokens}"
@@ -134,7 +139,8 @@ def conduct(
 ) -> dict[str, Any]:
     """Runs a study and writes what it found; returns the verdict: {study, question, size, seeds, pass, predictions}.
 
-    pass: every prediction that has a threshold holds; null if none has one, or if one was not judged and none failed. Raises ValueError where predictions and observations differ in name.
+    pass: every prediction that has a threshold holds; null if none has one, or if one was not judged and none failed.
+    Raises ValueError if predictions and observations differ in name.
     """
     found = run(setting)
     write_whole(setting.folder / "table.csv", found.table.to_csv(index=False, float_format="%.7g"))
@@ -177,8 +183,9 @@ def resamples(documents: int, draws: int, seed: int = 0) -> Tensor:
 def over_seeds(draws: Sequence[tuple[float, Tensor]], seed: int = 0) -> Observed:
     """The mean over seeds of a statistic, each seed given as (its value, [B] its bootstrap over documents).
 
-    A draw takes S seeds with replacement; their mean's distance from that of all seeds, under the same draw's documents,
-    is taken sqrt(S / (S - 1)) times, without which S resampled seeds have (S - 1) / S of the variance (Efron 1982, 7.2).
+    A draw takes S seeds with replacement; their mean's distance from that of all seeds, under the same draw's
+    documents, is taken sqrt(S / (S - 1)) times, without which S resampled seeds have (S - 1) / S of the variance (Efron
+    1982, 7.2).
     """
     value = sum(v for v, _ in draws) / len(draws)
     draws_SB = torch.stack([d.double() for _, d in draws])

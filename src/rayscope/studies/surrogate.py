@@ -63,9 +63,10 @@ def surrogate(
 ) -> Findings:
     """gain = 1 - FVU(rays) / FVU(pca_topk), PCA at the least k that costs at least the bits of the rays.
 
-    fit_tokens: what moments and means by token are taken from; the fewer, the less of rare tokens the mixture keeps, and what it
-    lacks passes for more than tokens. Rays are trained anew on each stream; PCA is that of the stream's own mean and covariance, which the four surrogates
-    share with the real one, and so do their test vectors exactly (`Surrogate.match`).
+    fit_tokens: what moments and means by token are taken from; the fewer, the less of rare tokens the mixture keeps, and
+    what it lacks passes for more than tokens. Rays are trained on each stream; PCA is that of the stream's own mean and
+    covariance, which the four surrogates share with the real one, and so do their test vectors exactly
+    (`Surrogate.match`).
 
     Observes `prefix`, the largest relative difference of pca_prefix's FVU on the first three nulls from the real one;
     for `gaussian`, `token_mixture` and `random_weights` the gain there as a share of the real gain, largest over sites
@@ -207,8 +208,10 @@ def gain_row(stream: str, hook: str, k: int, seed: int, gain: tuple[float, Tenso
 
 
 def worst_share(gains: dict, name: str, cells: list[tuple[str, int]], seeds: tuple[int, ...]) -> Observed:
-    """The gain on a null over the real gain, the largest of all sites and k; nan where there is no real gain to share, and a draw
-    without one counts as the worst, LARGEST."""
+    """The gain on a null over the real gain, the largest of all sites and k.
+
+    NaN if there is no real gain; a draw without one counts as the worst, LARGEST.
+    """
     shares = []
     for seed in seeds:
         each = []

@@ -15,7 +15,7 @@ BAND = ("random", "frozen")  # directions that know nothing of the data
 
 
 def figure(table: pd.DataFrame) -> str:
-    """Position 0 left out: a line per method (the mean over seeds), the band between the BAND shaded, a row per site."""
+    """Position 0 left out: a row per site, a line per method (the mean over seeds), the BAND shaded."""
     coded = table[table["position0"] == "excluded"].dropna(subset=["bits"])
     curves = coded.groupby(["site", "method", "role", "k"], sort=False)[["bits", *METRICS]].mean().reset_index()
     in_band = curves["method"].isin(BAND)

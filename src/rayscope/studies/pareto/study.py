@@ -28,8 +28,8 @@ from rayscope.studies.study import Findings, Setting, over_seeds, resamples
 
 COLUMNS = [
     "site", "method", "position0", "role", "k", "latents", "seed", "bits", "bits_entropy", "fvu", "fvu_low", "fvu_high",
-    "dce", "dce_low", "dce_high", "kl", "kl_low", "kl_high", "l0", "dead", "gap_omp", "gap_fista", "quantised", "tokens",
-    "splice_tokens", "gap_tokens", "trained_tokens",
+    "dce", "dce_low", "dce_high", "kl", "kl_low", "kl_high", "l0", "dead", "gap_omp", "gap_fista", "quantised",
+    "tokens", "splice_tokens", "gap_tokens", "trained_tokens",
 ]  # fmt: skip
 DRAWS = 1000
 
@@ -56,7 +56,8 @@ def pareto(
     takes a `seed` are fitted for each; "rays" and "pca_topk" must be there.
 
     gap_omp, gap_fista: the amortisation gap, the FVU of the dictionary's own codes less that of the coder's on its
-    directions, on the first gap_tokens test vectors and without quantisation; FISTA for the least k and first seed alone.
+    directions, on the first gap_tokens test vectors and without quantisation; FISTA for the least k and first seed
+    alone.
 
     Observes ratios of dCE at equal bits to the rays', each the least over sites: `sparse_pca`, that of pca_topk, over k
     too; `token_means` and `best_fitted` (the best of all other baselines) at the least k.
@@ -124,7 +125,7 @@ def train(
 
 
 def measure_in_parts(compared: Comparison, **options: Any) -> Measurement:
-    """`measure_compared`, with as many dictionaries at a time as fit on the device; the documents are always the same."""
+    """`measure_compared`, as many dictionaries at a time as fit on the device; the documents are always the same."""
     measured: list[Measurement] = []
     for part in parts(compared.entries):
         with lent((entry.dictionary for entry in part), compared.source.model.device):

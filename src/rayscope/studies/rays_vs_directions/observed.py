@@ -10,31 +10,29 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rayscope.model.sites import Site
 from rayscope.studies.arms import Arm
 from rayscope.studies.pareto.ratios import LARGEST
 from rayscope.studies.rays_vs_directions.records import DIRECTIONS, RAYS, Records, world_stream
 from rayscope.studies.study import Observed, over_seeds
 
-SITES: dict[str, Callable[[str], bool]] = {
-    "residual": lambda hook: "resid" in hook,
-    "mlp": lambda hook: "mlp" in hook,
-}
 DRAWS = 1000
 NOTHING = Observed.exactly(float("nan"))
 
 
 def observe(
-    records: Records, hooks: list[str], ks: list[int], null_k: int, seeds: Sequence[int], bipolar: Sequence[float]
+    records: Records, sites: Sequence[Site], ks: list[int], null_k: int, seeds: Sequence[int], bipolar: Sequence[float]
 ) -> dict[str, Observed]:
     """By the name of the prediction that each answers; `rays_vs_directions` says what they are."""
-    of = Observer(records, seeds)
+    of, hooks = Observer(records, seeds), [site.hook for site in sites]
+    hooks_of = {part: [site.hook for site in sites if site.part == part] for part in ("residual", "mlp")}
     return {
         "planted": of.planted(bipolar),
         "sign_flip": of.seedwise(lambda seed: of.bipolar_share("sign_flip", hooks, [null_k], seed).amin(0)),
         "bipolar_share": of.seedwise(lambda seed: of.bipolar_share("real", hooks, ks, seed).amax(0)),
         **{
-            f"dce_ratio_{kind}": of.ratio("real", DIRECTIONS, RAYS, "dce", [h for h in hooks if holds(h)], ks)
-            for kind, holds in SITES.items()
+            f"dce_ratio_{part}": of.ratio("real", DIRECTIONS, RAYS, "dce", there, ks)
+            for part, there in hooks_of.items()
         },
         "flipped_fvu_ratio": of.ratio("sign_flip", RAYS, DIRECTIONS, "fvu", hooks, [null_k]),
         "shared_context": of.shared_context(hooks, ks),
@@ -80,7 +78,7 @@ class Observer:
         return Observed(*(math.exp(x) for x in (found.value, found.low, found.high)))
 
     def planted(self, bipolar: Sequence[float]) -> Observed:
-        """|bipolar_share - what is planted|, of each world a mean over seeds: the value and either end are the largest of all."""
+        """|bipolar_share - what is planted|, of each world a mean over seeds; value and ends are the largest of all."""
         ends_W3 = []
         for share in bipolar:
             off = {
@@ -110,6 +108,6 @@ class Observer:
 
 
 def log_ratio(top: Tensor, below: Tensor) -> Tensor:
-    """log(top / below) within log LARGEST of 0, its bound where one of them is not above 0; where neither is, neither gains: 0."""
+    """log(top / below) within log LARGEST of 0; its bound where one of them is not above 0, and 0 where neither is."""
     log = (top.clamp(min=0) / below.clamp(min=0)).log().clamp(-math.log(LARGEST), math.log(LARGEST))
     return torch.where((top <= 0) & (below <= 0), 0.0, log)

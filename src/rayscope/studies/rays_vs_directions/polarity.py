@@ -1,4 +1,4 @@
-"""Polarity: how much a signed latent uses both of its ends, and whether the ends occur beside the same rays.
+"""Polarity: how much a signed latent uses both of its ends, and whether the ends occur with the same rays.
 
 N vectors, L latents of the signed dictionary, K of them, E = 2K their ends, R rays of another dictionary,
 P parts of the documents, B bootstrap draws, M non-zero codes.
@@ -43,7 +43,7 @@ class Polarity:
 
     @property
     def polarity_L(self) -> Tensor:
-        """min(q+, q-) / (q+ + q-), q the energy of each end: 0 for a ray, 1/2 where both weigh the same; NaN if silent."""
+        """min(q+, q-) / (q+ + q-), q the energy of each end: 0 for a ray, 1/2 if both weigh the same; NaN if silent."""
         return polarity(self.energy_P2L.sum(0))
 
     @property
@@ -92,15 +92,16 @@ def bipolar(energy_2L: Tensor) -> Tensor:
 
 
 class Ends:
-    """Do both ends of a signed latent occur beside the same rays? Rays are those of another, ray dictionary.
+    """Do both ends of a signed latent occur with the same rays? Rays are those of another, ray dictionary.
 
     c(e) = (rate at which each ray fires where end e does) - (its rate everywhere), in R^rays;
     shared = mean over latents l of cos(c(l+), c(l-)), null = mean of cos(c(l+), c(l'-)) over all pairs l != l'.
     High above the null: one context, in which the latent takes either value, as opposites do. At the null: the ends are
     unrelated (two rays that share a row), or the latent has no context of its own.
 
-    Why rays, not vectors: the mean vectors at the ends of a latent along f - g, which serves unrelated f and g, both leave
-    (f + g) / 2 once the latent's direction is projected out: cosine 1. Rays of an overcomplete dictionary tell f from g.
+    Why rays, not vectors: the mean vectors at the ends of a latent along f - g, which serves unrelated f and g, both
+    leave (f + g) / 2 once the latent's direction is projected out: cosine 1. Rays of an overcomplete dictionary tell f
+    from g.
     """
 
     def __init__(self, chosen_K: Tensor, latents: int, rays: int):

@@ -1,7 +1,8 @@
 """Reproduced: the latents of a dictionary that others, trained from other seeds and on other documents, have too.
 
 N test vectors, M training vectors, D site width, L and K latents of two dictionaries, C latents looked at, G documents,
-B draws, U values seen in test (such as tokens). All dictionaries are of rays: directions are matched by their cosine, not by its size.
+B draws, U values seen in test (such as tokens). All dictionaries are of rays: directions are matched by their cosine,
+not by its size.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -51,8 +52,10 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Reading:
-    """Something known of each vector, such as its token: places_N, places_M are that of a vector's value among the U that
-    occur in test, U for any other."""
+    """Something known of each vector, such as its token.
+
+    places_N, places_M: of a vector's value among the U that occur in test; U for any other.
+    """
 
     places_N: Tensor
     places_M: Tensor
@@ -69,7 +72,7 @@ class Reading:
         return self.places_M.bincount(minlength=int(self.places_N.max()) + 2)
 
     def means(self, seen_MC: coo_array) -> Tensor:
-        """[N, C]: the mean of a latent's activations over the training vectors of a test vector's value; over all, where
+        """[N, C]: the mean of a latent's activations over the training vectors of a test vector's value; over all, if
         training had none."""
         U, C = len(self.counts_U), seen_MC.shape[1]  # type: ignore[index]
         vectors, latents = seen_MC.coords
@@ -106,14 +109,15 @@ def reproduced(
     taus: Sequence[float],
     explained: float,
 ) -> dict[str, list[Counts]]:
-    """For each site.key and seed s, how many latents of its dictionary, mean over the two halves that it was trained on, are
-    matched both in the same half by the next seed and in the other half by the seed before (the same, where there are two).
+    """For each site.key and seed, how many of its dictionary's latents others have too: the mean over the two halves.
 
-    No match is between two dictionaries of one seed, which begin at the same directions. Two latents match where each is
-    the other's nearest by cosine, so that none serves twice, and are counted at tau where cosine and correlation of
-    activations over test vectors, in both matches, are at least tau. Of `all`, those whose activation is explained by its
-    mean given the current, the previous token for more than `explained` of its variance (see `explained_variance`; one may
-    be in both), and those by neither, without and with a third such reading, the position.
+    A latent must be matched both in the same half by the next seed and in the other half by the seed before (the same
+    seed, if there are two). No match is between two dictionaries of one seed, which begin at the same directions. Two
+    latents match if each is the other's nearest by cosine, so that none serves twice, and are counted at tau if cosine
+    and correlation of activations over test vectors are at least tau in both matches.
+    COUNTS: all of them; those of which the mean given the current token, or the previous one, explains more than
+    `explained` of the variance (see `explained_variance`; one may be in both); those that neither explains; and of
+    those the ones that the position does not explain either.
     seen: batches of training text that means are taken on, read once; its codes are kept, 8 bytes for each. The rarer a
     token there, the noisier its mean, so that with little of it directions of rare tokens count as beyond tokens.
     """

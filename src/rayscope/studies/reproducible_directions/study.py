@@ -67,11 +67,12 @@ def reproducible_directions(
     nulls: Sequence[str] = (*KINDS, RANDOM),
 ) -> Findings:
     """TopK rays of each width and seed on each half of the training documents; see `reproduced` for what is counted. At
-    the greatest width the same on the nulls: surrogates (one law, other draws for each half) and the model with random weights.
+    the greatest width the same on the nulls: surrogates (one distribution, other draws for each half) and the model
+    with random weights.
 
-    Observes, at the greatest tau and width and at the first residual site (the first, where there is none): `beyond`, the
-    number beyond tokens over the site's width; `nulls`, the greatest of the nulls' numbers over it; `naive_nulls`, that of
-    all, tokens or not. Nulls are judged seed by seed on the same documents, and beside none that is real are no number.
+    Observes, at the greatest tau and width and at the first residual site (the first site, if there is none): `beyond`,
+    the number beyond tokens over the site's width; `nulls`, the greatest of the nulls' numbers over it; `naive_nulls`,
+    that of all, tokens or not. Nulls are judged seed by seed on the same documents, and beside none that is real are no number.
     tokens: of each half. means_tokens: of training text, on which means by token are taken: as many as memory lets (see
     `reproduced`). batch_size: the stream's, unless given.
     Raises ValueError for unknown nulls and for fewer than two seeds.
@@ -82,7 +83,8 @@ def reproducible_directions(
         )
     if len(setting.seeds) < 2:
         raise ValueError(
-            f"{setting.option('seeds')}={list(setting.seeds)}: a direction is found again by another seed; give at least two"
+            f"{setting.option('seeds')}={list(setting.seeds)}: a direction is found again by another seed; "
+            "give at least two"
         )
     setting.check_list("widths", widths, [128, 512])
     if not taus:
@@ -168,7 +170,7 @@ def rows(found: FOUND, setting: Setting, k: int, sizes: dict[str, dict]) -> Iter
 
 
 def observed(found: FOUND, setting: Setting, widest: int, tau: float) -> dict[str, Observed]:
-    site = next((site for site in setting.sites if "resid" in site.hook), setting.sites[0])
+    site = setting.residual
     nulls = [name for hook, name, _ in found if hook == site.hook and name != REAL]
 
     def of(name: str, count: str) -> list[Tensor]:
@@ -186,7 +188,7 @@ def observed(found: FOUND, setting: Setting, widest: int, tau: float) -> dict[st
 
 
 def ratio(null_B: Tensor, real_B: Tensor) -> tuple[float, Tensor]:
-    """null / real and its draws. Without a real one the value is not a number, and a draw is at least 1: as bad as alike."""
+    """null / real and its draws. Without a real one the value is NaN, and a draw is at least 1: as bad as alike."""
     ratio_B = torch.where(real_B > 0, null_B / real_B.clamp_min(0.5), null_B.clamp_min(1.0))
     return ratio_B[0].item() if real_B[0] > 0 else float("nan"), ratio_B[1:]
 
