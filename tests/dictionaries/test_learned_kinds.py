@@ -1,4 +1,4 @@
-"""What sets a kind of dictionary apart: Matryoshka, tied pairs, a dense bottleneck, a token bias, each on a planted truth.
+"""What sets kinds of dictionary apart: Matryoshka, tied pairs, a dense bottleneck, a token bias, on planted truths.
 
 N vectors, D site width, L latents, F planted features.
 """
@@ -12,6 +12,7 @@ from rayscope.dictionaries import (
     KINDS,
     AbsTopK,
     BottleneckTopK,
+    Learned,
     MatryoshkaAbsTopK,
     MatryoshkaBatchTopK,
     MatryoshkaTopK,
@@ -19,7 +20,7 @@ from rayscope.dictionaries import (
     TokenBiasTopK,
     TopK,
 )
-from rayscope.report.tables import role
+from rayscope.evaluation.entry import role_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 STEPS, BATCH = 500, 512
@@ -247,9 +248,10 @@ def test_bad_tokens():
         TokenBiasTopK(16, 40, 4, vocabulary=5, prior=-1)
 
 
-def test_tables_group_every_kind_by_its_own_sign():
-    learned = {kind: role(kind, "mine") for kind in KINDS if kind != "linear"}
-    assert {kind for kind, group in learned.items() if group == "directions"} >= {"abstopk", "matryoshka_abstopk"}
-    rays = {"topk", "batchtopk", "matryoshka_topk", "matryoshka_batchtopk", "tied_topk", "bottleneck_topk"}
-    assert {kind for kind, group in learned.items() if group == "rays"} >= rays
-    assert learned["token_bias_topk"] == "told"
+def test_roles_follow_each_kind_s_own_sign():
+    extra = {"token_bias_topk": {"vocabulary": 5}, "bottleneck_topk": {"rank": 2}}
+    learned = {kind: cls for kind, cls in KINDS.items() if issubclass(cls, Learned)}
+    roles = {kind: role_of(cls(8, 16, 2, **extra.get(kind, {}))) for kind, cls in learned.items()}
+    assert {kind for kind, role in roles.items() if role == "directions"} == {"abstopk", "matryoshka_abstopk"}
+    assert {kind for kind, role in roles.items() if role == "told"} == {"token_bias_topk"}
+    assert {role for kind, role in roles.items() if "abstopk" not in kind and kind != "token_bias_topk"} == {"rays"}

@@ -1,4 +1,4 @@
-"""Which latents are chosen, against topk of the dense matrix, with select.c and without. N vectors, D width, L latents."""
+"""Which latents are chosen, against topk of the dense matrix, with and without select.c. N vectors, L latents."""
 
 import subprocess
 import sys

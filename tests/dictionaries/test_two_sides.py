@@ -1,4 +1,4 @@
-"""A dictionary that writes another site than it reads: what a transcoder needs of the step, the folding and the trainer.
+"""A dictionary that writes another site than it reads: the step, the folding and the trainer serve it as they are.
 
 N vectors, D and E widths of input and output, L latents.
 """

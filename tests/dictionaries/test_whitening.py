@@ -1,4 +1,4 @@
-"""Whitened input: scikit-learn's shrunken covariance, and every kind the same before it is folded and after it is read again.
+"""Whitened input: scikit-learn's shrunken covariance, and each kind the same before folding and after loading.
 
 N vectors, D width, L latents.
 """

@@ -46,7 +46,7 @@ class Codes:
 
     @classmethod
     def of_rows(cls, indices_Nk: Tensor, values_Nk: Tensor, latents: int) -> "Codes":
-        """From the same number of entries a row; zeros are left out."""
+        """From the same number of entries per row; zeros are left out."""
         kept = values_Nk != 0
         offsets = F.pad(kept.sum(1).cumsum(0), (1, 0))
         return cls(indices_Nk[kept], values_Nk[kept], offsets, latents)
@@ -66,11 +66,14 @@ def whole(**values: Any) -> None:
 
 
 class Dictionary(nn.Module, ABC):
-    """x_hat = z @ directions + bias, z sparse. Subclasses say how z is found.
+    """x_hat = z @ directions + bias, z sparse. Subclasses say how x is encoded.
 
-    A subclass sets `kind` (its name in config.json), `signed`, `directions` (L, D), `bias` (D), `encode_sparse` and
-    `arguments`; it is rebuilt as `cls(**arguments())` and `load_state_dict`. A ray dictionary has `signed` False: its
-    codes are never negative, but for those of its last `dense` latents, which are signed and always on, beside its k.
+    A subclass sets `kind` (its name in config.json) and `signed`, defines `directions`, `bias` and `encode_sparse`, and
+    extends `arguments`: it is rebuilt as `cls(**arguments())` and `load_weights`. Codes are non-negative if `signed` is
+    False, except those of the last `dense` latents, which are signed, always active and not counted in k.
+
+    Every call takes `tokens_N`, the id of each vector's token. Most kinds ignore it; one that reads it (`side`) raises
+    ValueError if it is missing.
     """
 
     kind: str
@@ -78,10 +81,10 @@ class Dictionary(nn.Module, ABC):
     latents: int
     k: int
     signed: bool
-    adaptive: bool = False  # the number of codes varies from vector to vector
-    fixed_support: bool = False  # the same k latents are active on every vector
-    dense: int = 0  # so many latents, the last, are active on every vector with either sign, and not counted in k
-    side: str | None = None  # what it reads besides x: the `tokens_N` that every call takes; other kinds ignore them
+    adaptive: bool = False  # the number of codes varies between vectors
+    fixed_support: bool = False  # the same k latents are active on all vectors
+    dense: int = 0  # number of always-active signed latents (the last ones), not counted in k
+    side: str | None = None  # what it reads of `tokens_N`
     provenance: dict[str, Any]
 
     def __init_subclass__(cls, **kwargs):
@@ -129,15 +132,15 @@ class Dictionary(nn.Module, ABC):
 
     @property
     def plain(self) -> bool:
-        """A token costs exactly k codes: their number does not vary, and nothing is known or active besides them."""
+        """Exactly k codes and nothing else: a fixed number, no dense latents, no side information."""
         return not (self.adaptive or self.dense or self.side)
 
     def bits(self, k: int | None = None) -> float:
-        """Bits per token of its k codes, or of another number of codes."""
+        """Bits per token at its own k, or at another."""
         return float(code_length.bits(self.latents, self.k if k is None else k, *self._code))
 
     def mean_bits(self, counts: Tensor) -> float:
-        """Bits per token over tokens of which counts[n] have n codes; where k is fixed, `bits`."""
+        """Mean bits per token if counts[n] tokens have n codes; `bits()` if k is fixed."""
         if not self.adaptive:
             return self.bits()
         k = (torch.arange(len(counts), dtype=torch.float64) - self.dense).clamp(min=0)
@@ -204,7 +207,7 @@ class Dictionary(nn.Module, ABC):
         return self.state_dict()
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
-        """The inverse of `weights`; raises where a tensor is missing, unknown or of another shape."""
+        """The inverse of `weights`; raises if a tensor is missing, unknown or of another shape."""
         self.load_state_dict(weights)
 
     @torch.no_grad()

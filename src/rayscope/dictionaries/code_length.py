@@ -14,7 +14,7 @@ LN2 = math.log(2)
 def bits(latents: int, k: float | Tensor, signed: bool, fixed_support: bool = False, dense: int = 0) -> float | Tensor:
     """Bits per token of k non-zero codes: log2 C(L, k) + 8 k, and k more for signs.
 
-    The first term says which latents are active; it is 0 if the support never changes (the first k principal components).
+    The first term says which latents are active: 0 if the support never changes (the first k principal components).
     `dense` latents are active in every code and not counted in k: log2 C(L - dense, k), and 9 bits for each of them.
     """
     k_tensor = torch.as_tensor(k, dtype=torch.float64)
@@ -42,9 +42,9 @@ def bits_entropy(
 ) -> Tensor:
     """(N): bits of each code under the latents' own firing frequencies, 0 < p < 1 (MDL, 2410.11179).
 
-    -sum_active log2 p - sum_silent log2 (1 - p), which is one constant plus log2 (1 - p) / p per active latent; 0 if the
-    support never changes. Added to it: 8 bits for the value of each active latent, 1 for its sign, 9 for each of the last
-    `dense` latents, which are always active. Codes are compressed rows: code n is indices_M[offsets[n] : offsets[n + 1]].
+    -sum_active log2 p - sum_silent log2 (1 - p), which is one constant plus log2 (1 - p) / p per active latent; 0 if
+    the support never changes. Added to it: 8 bits for the value of each active latent, 1 for its sign, 9 for each of
+    the last `dense` latents, which are always active. Code n is indices_M[offsets[n] : offsets[n + 1]].
     """
     latents = len(frequency_L) - dense
     p_L = frequency_L.double()

@@ -20,16 +20,16 @@ CODERS = ("prefix", "topk", *SEARCHES)
 
 
 class Linear(Dictionary):
-    """x_hat = z @ directions + bias, rows of directions made unit, y = x - bias coded by one of
+    """x_hat = z @ directions + bias, rows of directions at unit length, y = x - bias coded by one of
 
     prefix  z_l = y . w_l for the first k directions (their order is a ranking: PCA);
-    topk    z_l = y . w_l for the k of largest |y . w_l| (least squares where the directions are orthonormal);
+    topk    z_l = y . w_l for the k of largest |y . w_l| (least squares if the directions are orthonormal);
     omp     k directions by orthogonal matching pursuit (any directions);
-    pursuit the same with one step along the gradient in place of least squares;
+    pursuit the same with one gradient step instead of least squares;
     fista   k directions by a lasso, then least squares: takes more than ten times as long as omp.
 
-    signed=False makes rays of the directions: y . w_l where it was |y . w_l|, codes below 0 are 0, and least squares
-    are over z >= 0. Without `directions` they are zeros, to be filled by load.
+    signed=False makes the directions rays: latents are chosen by y . w_l instead of |y . w_l|, codes below 0 are 0, and
+    least squares are over z >= 0. Without `directions` they are zeros, to be filled by load.
     """
 
     kind = "linear"
@@ -98,16 +98,17 @@ class Linear(Dictionary):
 
 
 def recoded(dictionary: Dictionary, coder: str, k: int | None = None) -> Linear:
-    """The directions, bias and sign of any dictionary under another coder: its directions, apart from its encoder.
+    """The directions, bias and sign of any dictionary under another coder, which shows them apart from its encoder.
 
-    The FVU of its own encoder less the least FVU of a coder is the amortisation gap. k: the dictionary's own, unless given.
+    The FVU of its own encoder minus the least FVU of a coder is the amortisation gap. k: the dictionary's own if None.
     """
     if dictionary.dense or dictionary.side:
-        beside = dictionary.side or f"{dictionary.dense} dense latents"
-        raise ValueError(f"recoded: a {dictionary.kind} dictionary has {beside} beside its codes, which no coder gives")
+        extra = dictionary.side or f"{dictionary.dense} dense latents"
+        raise ValueError(f"recoded: a {dictionary.kind} dictionary has {extra} besides its codes, which no coder gives")
     k = dictionary.k if k is None else k
-    given = (dictionary.directions.detach(), dictionary.bias.detach(), dictionary.signed)
-    linear = Linear(dictionary.width, dictionary.latents, k, coder, *given).to(dictionary.device)
+    directions, bias = dictionary.directions.detach(), dictionary.bias.detach()
+    linear = Linear(dictionary.width, dictionary.latents, k, coder, directions, bias, dictionary.signed)
+    linear = linear.to(dictionary.device)
     linear.provenance = {**dictionary.provenance, "recoded": dictionary.kind}
     return linear.eval()
 
@@ -118,5 +119,5 @@ def _unit_rows(directions: Tensor, latents: int, width: int) -> Tensor:
     norms_L = directions.detach().double().norm(dim=1)
     bad = int((~norms_L.isfinite() | (norms_L == 0)).sum())
     if bad:
-        raise ValueError(f"{bad} of {latents} directions are zero or not finite; every one needs a direction")
+        raise ValueError(f"{bad} of {latents} directions are zero or not finite")
     return F.normalize(directions.detach().double(), eps=0).to(torch.float32).contiguous()

@@ -20,8 +20,8 @@ SIZES = ("width", "latents", "vocabulary")  # arguments that say how much a cons
 def load(folder: str | Path) -> Dictionary:
     """The dictionary that `save` wrote there, in evaluation mode, with its `provenance`.
 
-    Raises ValueError for a folder that is no dictionary, of a newer format, or whose weights do not match their hash, the
-    arguments in config.json, or are not finite. Nothing is allocated that the weights do not fill.
+    Raises ValueError for a folder that is no dictionary or of a newer format, and for weights that do not match their
+    hash or the arguments in config.json, or are not finite. Nothing is allocated that the weights do not fill.
     """
     folder = Path(folder)
     config = read_config(folder)
@@ -60,10 +60,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder} is not a saved dictionary (config.json holds a {type(config).__name__})")
     kind = config.get("kind")
     if config.get("format") != FORMAT or not isinstance(kind, str) or kind not in KINDS:
-        known = ", ".join(sorted(KINDS))
+        kinds = ", ".join(sorted(KINDS))
         raise ValueError(
             f"{folder}: format {config.get('format')!r:.60} of kind {kind!r:.60}; "
-            f"this version reads format {FORMAT} of {known}"
+            f"this version reads format {FORMAT} of {kinds}"
         )
     for key, kept in (("arguments", dict), ("sha256", str), ("provenance", dict)):
         if not isinstance(config.get(key), kept):
@@ -101,7 +101,7 @@ def check_tensors(folder: Path, wanted: dict[str, Tensor], given: dict[str, Tens
 
 
 def find(folder: str | Path) -> dict[str, Path]:
-    """{path below the folder: folder} of every saved dictionary in a tree, hidden folders left out; it may be one itself."""
+    """{path below the folder: folder} of the saved dictionaries in a tree, hidden folders left out; it may be one."""
     folder = Path(folder)
     complete = [path.parent for path in folder.rglob("config.json") if (path.parent / "weights.safetensors").is_file()]
     found = sorted(p for p in complete if not any(part.startswith(".") for part in p.relative_to(folder).parts))
@@ -113,7 +113,7 @@ def find(folder: str | Path) -> dict[str, Path]:
 
 
 def fingerprint(folder: str | Path) -> str:
-    """sha256 of every saved dictionary of a tree: of the names and config.json's, which hold the sha256 of the weights."""
+    """sha256 over the saved dictionaries of a tree: names and config.json, which holds the sha256 of the weights."""
     digest = hashlib.sha256()
     for name, place in find(folder).items():
         digest.update(f"{name}\0".encode() + hashlib.sha256((place / "config.json").read_bytes()).digest())

@@ -82,7 +82,7 @@ def remove_checkpoints(folder: Path) -> None:
 
 
 def identity(dictionaries: dict[str, Learned], **more: Any) -> dict[str, Any]:
-    """What a checkpoint of these dictionaries is compared by: their kinds, arguments and the shapes of their tensors."""
+    """What a checkpoint of these dictionaries is compared by: kinds, arguments and shapes of tensors."""
     return {
         **more,
         "dictionaries": {

@@ -12,7 +12,7 @@ from rayscope.model.sites import Site
 
 @dataclass(frozen=True)
 class Divergence:
-    """tokens: those trained on when it was found."""
+    """tokens: how many had been trained on."""
 
     hook: str
     name: str
@@ -30,7 +30,7 @@ class NothingLeft(Exception):
 
 @torch.no_grad()
 def finite(module: nn.Module) -> bool:
-    """Is every weight a finite number? One pass without a mask, unless a sum overflows."""
+    """Whether all weights are finite numbers. One pass without a mask, unless a sum overflows."""
     return all(bool(p.sum().isfinite()) or bool(p.isfinite().all()) for p in module.parameters())
 
 
@@ -38,8 +38,8 @@ def without(
     dictionaries: dict[Site, dict[str, Learned]], diverged: Iterable[Divergence]
 ) -> dict[Site, dict[str, Learned]]:
     """The dictionaries that have not diverged."""
-    lost = {(found.hook, found.name) for found in diverged}
+    lost = {(divergence.hook, divergence.name) for divergence in diverged}
     return {
-        site: {name: d for name, d in named.items() if (site.hook, name) not in lost}
-        for site, named in dictionaries.items()
+        site: {name: d for name, d in of_site.items() if (site.hook, name) not in lost}
+        for site, of_site in dictionaries.items()
     }

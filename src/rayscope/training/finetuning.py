@@ -45,13 +45,13 @@ def finetune(
     checkpoint_steps: int = 0,
     checkpoint_seconds: float = 120.0,
 ) -> list[Divergence]:
-    """Tunes every dictionary in place on all rows, each spliced alone, from the checkpoint in the folder if there is one.
+    """Tunes dictionaries in place on all rows, each spliced alone, from the checkpoint in the folder if there is one.
 
-    Per batch, one clean pass in fp32 serves all dictionaries; then each has a pass of its own, from its site's layer on,
-    with gradients through the frozen model. One Adam optimiser, one parameter group per dictionary, each clipped by its
-    own norm; the rate (lr, or each dictionary's own) is warmed up over 5% of the steps and goes linearly to zero. Nothing
-    is drawn at random: a resumed run is bitwise the uninterrupted one on a CPU. At the end thresholds are set again on
-    `calibration`.
+    Per batch, one clean pass in fp32 serves all dictionaries; then each has a pass of its own, from its site's layer
+    on, with gradients through the frozen model. One Adam optimiser, one parameter group per dictionary, each clipped by
+    its own norm; the rate (lr, or each dictionary's own) is warmed up over 5% of the steps and goes linearly to zero.
+    Nothing is drawn at random: a resumed run is bitwise the uninterrupted one on a CPU. At the end thresholds are set
+    again on `calibration`.
 
     about: each site's provenance, which a checkpoint must share. Returns the dictionaries that diverged, which are left
     out from then on. A stop signal (see `stopping`) ends the step, saves a checkpoint and raises Stopped.
@@ -106,14 +106,14 @@ class Tuner:
     ):
         self.model, self.sites, self.weight, self.clip = model, list(dictionaries), weight, clip
         self.steps, self.tokens_per_batch, self.done = steps, tokens_per_batch, 0
-        self.entries = [(site, name, d) for site, named in dictionaries.items() for name, d in named.items()]
+        self.entries = [(site, name, d) for site, of_site in dictionaries.items() for name, d in of_site.items()]
         self.modules = nn.ModuleList([d for _, _, d in self.entries]).train()
         self.parameters = [[p for p in d.parameters() if p.requires_grad] for _, _, d in self.entries]
         self.rates = [lr or d.lr for _, _, d in self.entries]
         groups = [{"params": group, "lr": rate} for group, rate in zip(self.parameters, self.rates, strict=True)]
         self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.999), fused=True)
         self.diverged: dict[int, Divergence] = {}  # by place in `entries`, as the next two
-        self.passes: dict[int, TrainingPass] = {}  # of the step that is being made
+        self.passes: dict[int, TrainingPass] = {}  # of the current step
         self.metrics: dict[int, dict[str, Tensor]] = {}  # of the last step; NaN once diverged
 
     def learning(self) -> list[int]:
@@ -147,9 +147,9 @@ class Tuner:
         passed = self.passes.pop(place, None)
         last = self.metrics[place] if passed is None else dictionary.metrics(passed)
         self.metrics[place] = dict.fromkeys(last, torch.tensor(math.nan))
-        found = Divergence(site.hook, name, self.done, self.done * self.tokens_per_batch, self.rates[place])
-        self.diverged[place] = found
-        say(f"diverged and left out: {found}")
+        divergence = Divergence(site.hook, name, self.done, self.done * self.tokens_per_batch, self.rates[place])
+        self.diverged[place] = divergence
+        say(f"diverged and left out: {divergence}")
 
     def check_weights(self) -> None:
         for place in self.learning():
@@ -166,8 +166,8 @@ class Tuner:
 
     def state_dict(self) -> dict[str, Any]:
         lost = [
-            {"place": place, "divergence": asdict(found), "metrics": list(self.metrics[place])}
-            for place, found in self.diverged.items()
+            {"place": place, "divergence": asdict(divergence), "metrics": list(self.metrics[place])}
+            for place, divergence in self.diverged.items()
         ]
         learned = {"dictionaries": self.modules.state_dict(), "optimizer": self.optimizer.state_dict()}
         return {"steps": self.done, **learned, "diverged": lost}
@@ -209,7 +209,7 @@ def run_of(
     lr: float | None,
 ) -> dict[str, Any]:
     """What a checkpoint must have been saved with, including the dictionaries that it began from."""
-    names = {f"{name} at {site.hook}": d for site, named in dictionaries.items() for name, d in named.items()}
+    names = {f"{name} at {site.hook}": d for site, of_site in dictionaries.items() for name, d in of_site.items()}
     return identity(
         names,
         stage="kl",
@@ -219,5 +219,5 @@ def run_of(
         lr=lr,
         first_batch=digest([rows[0]]),
         begun_from=digest([tensor for d in names.values() for tensor in d.state_dict().values()]),
-        inputs={site.hook: named_by_content(found) for site, found in about.items()},
+        inputs={site.hook: named_by_content(provenance) for site, provenance in about.items()},
     )

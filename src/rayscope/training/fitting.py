@@ -1,4 +1,4 @@
-"""Lightning's loop over a stream: `fit`, and what it is given of ours in place of its own checkpoints and progress bar."""
+"""Lightning's loop over a stream, with our checkpoints and progress bar instead of its own."""
 
 import logging
 import math
@@ -46,8 +46,8 @@ def fit(
             Bar(len(stream) * stream.batch_size, stream.batch_size),
         ],
         plugins=[one_process, OwnCheckpoints(checkpoint)],
-        default_root_dir=checkpoint.path.parent
-        / "lightning",  # never made: Slurm's hpc_ckpt_*.ckpt would be read in it
+        # never made; Lightning would read Slurm's hpc_ckpt_*.ckpt in it
+        default_root_dir=checkpoint.path.parent / "lightning",
         log_every_n_steps=1,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -102,7 +102,7 @@ class Steps(Callback):
 
 
 class PlainTrainer(Trainer):
-    """Trainer, deaf to the environment: Lightning's reads PL_TRAINER_PRECISION and the like, by the name of the class."""
+    """Lightning's own Trainer takes options from the environment (PL_TRAINER_PRECISION), by the name of its class."""
 
 
 class OwnCheckpoints(CheckpointIO):

@@ -89,8 +89,8 @@ def run_of(
     stream: Stream, dictionaries: dict[Site, dict[str, Learned]], about: dict[Site, dict[str, Any]]
 ) -> dict[str, Any]:
     """What a checkpoint must have been saved with. Names of models and texts may change, their contents may not."""
-    names = {f"{name} at {site.hook}": d for site, named in dictionaries.items() for name, d in named.items()}
-    inputs = {site.hook: named_by_content(found) for site, found in about.items()}
+    names = {f"{name} at {site.hook}": d for site, of_site in dictionaries.items() for name, d in of_site.items()}
+    inputs = {site.hook: named_by_content(provenance) for site, provenance in about.items()}
     sizes = {"tokens": len(stream) * stream.batch_size, "batch_size": stream.batch_size}
     return identity(
         names, stage="dictionaries", **sizes, first_batch=digest([stream.labels(0).tokens_N]), inputs=inputs
@@ -103,12 +103,12 @@ def prepare(stream: Stream, dictionaries: dict[Site, dict[str, Learned]], tokens
     batches = [stream[number] for number in range(min(len(stream), -(-sample // stream.batch_size)))]
     tokens_N = torch.cat([batch.tokens_N for batch in batches])
     window = max(1, min(10_000_000, tokens // 10))
-    for site, named in dictionaries.items():
+    for site, of_site in dictionaries.items():
         x_ND = torch.cat([batch.activations[site.key] for batch in batches])
         target_ND = x_ND
         if site.output != site:
             target_ND = torch.cat([batch.activations[site.output.key] for batch in batches])
-        for dictionary in named.values():
+        for dictionary in of_site.values():
             dictionary.prepare(x_ND, window, tokens, tokens_N, target_ND)
 
 
@@ -118,9 +118,9 @@ def calibrate(batches: Iterable[Batch], dictionaries: dict[Site, dict[str, Learn
     if not batches:
         return
     tokens_N = torch.cat([batch.tokens_N for batch in batches]).to(device)
-    for site, named in dictionaries.items():
+    for site, of_site in dictionaries.items():
         x_ND = torch.cat([batch.activations[site.key] for batch in batches]).to(device)
-        for dictionary in named.values():
+        for dictionary in of_site.values():
             dictionary.calibrate(x_ND, tokens_N)
 
 

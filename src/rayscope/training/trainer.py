@@ -25,9 +25,9 @@ from rayscope.training.log import Log, TrainingLog, log
 class DictionaryTrainer(LightningModule):
     """Trains {site: {name: dictionary}} with one Adam optimiser and one parameter group per dictionary.
 
-    Each group is clipped by its own gradient norm and nothing is drawn at random, so a dictionary trained alongside others
-    is bitwise the same one trained alone. The rate is warmed up over min(1000, 5%) steps and goes linearly to zero over
-    the last 20%; the sum of each dictionary's losses is minimised. One that diverges is left out from then on.
+    Each group is clipped by its own gradient norm and nothing is drawn at random, so a dictionary trained alongside
+    others is bitwise the same one trained alone. The rate is warmed up over min(1000, 5%) steps and goes linearly to
+    zero over the last 20%; the sum of each dictionary's losses is minimised. One that diverges is left out after that.
 
     provenance: of each site, for the snapshots.
     """
@@ -46,27 +46,27 @@ class DictionaryTrainer(LightningModule):
         provenance: dict[Site, dict[str, Any]] | None = None,
     ):
         super().__init__()
-        for named in dictionaries.values():
-            for name in named:
+        for of_site in dictionaries.values():
+            for name in of_site:
                 if "." in name or "/" in name:
                     raise ValueError(
                         f"dictionaries: the name {name!r} holds a dot or a slash; use letters, digits and _"
                     )
         self.hooks = {site.key: site.hook for site in dictionaries}
         self.outputs = {site.key: site.output.key for site in dictionaries}
-        self.dictionaries = nn.ModuleDict({site.key: nn.ModuleDict(named) for site, named in dictionaries.items()})
+        self.dictionaries = nn.ModuleDict({site.key: nn.ModuleDict(of_site) for site, of_site in dictionaries.items()})
         self.steps, self.batch_size, self.clip, self.log_every = steps, batch_size, clip, log_every
         self.snapshot_steps = {step for step in snapshot_steps if step <= steps}
         self.snapshot_names, self.snapshot_folder = snapshot_names, snapshot_folder
         self.provenance = {site.key: about for site, about in (provenance or {}).items()}
         self.diverged: dict[tuple[str, str], Divergence] = {}
-        self.passes: dict[tuple[str, str], TrainingPass] = {}  # of the step that is being made
+        self.passes: dict[tuple[str, str], TrainingPass] = {}  # of the current step
         self.metrics: dict[tuple[str, str], dict[str, Tensor]] = {}  # of the last step; NaN once diverged
 
     def each(self) -> Iterator[tuple[str, str, Learned]]:
         """(site key, name, dictionary)."""
-        for key, named in self.dictionaries.items():
-            for name, dictionary in named.items():  # type: ignore[union-attr]
+        for key, of_site in self.dictionaries.items():
+            for name, dictionary in of_site.items():  # type: ignore[union-attr]
                 yield key, name, dictionary
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
@@ -102,12 +102,12 @@ class DictionaryTrainer(LightningModule):
     def leave_out(self, which: list[tuple[str, str]], step: int) -> None:
         for key, name in which:
             lr = self.dictionaries[key][name].lr  # type: ignore[index]
-            found = Divergence(self.hooks[key], name, step, step * self.batch_size, lr)
-            self.diverged[key, name] = found
+            divergence = Divergence(self.hooks[key], name, step, step * self.batch_size, lr)
+            self.diverged[key, name] = divergence
             dictionary, passed = self.dictionaries[key][name], self.passes.pop((key, name), None)  # type: ignore[index]
             last = self.metrics[key, name] if passed is None else dictionary.metrics(passed)
             self.metrics[key, name] = dict.fromkeys(last, torch.tensor(math.nan))
-            say(f"diverged and left out: {found}")
+            say(f"diverged and left out: {divergence}")
         if all(each[:2] in self.diverged for each in self.each()):
             raise NothingLeft
 
@@ -132,15 +132,15 @@ class DictionaryTrainer(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["diverged"] = [
-            {"key": key, "divergence": asdict(found), "metrics": list(self.metrics[key, name])}
-            for (key, name), found in self.diverged.items()
+            {"key": key, "divergence": asdict(divergence), "metrics": list(self.metrics[key, name])}
+            for (key, name), divergence in self.diverged.items()
         ]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for entry in checkpoint["diverged"]:
-            found = Divergence(**entry["divergence"])
-            self.diverged[entry["key"], found.name] = found
-            self.metrics[entry["key"], found.name] = dict.fromkeys(entry["metrics"], torch.tensor(math.nan))
+            divergence = Divergence(**entry["divergence"])
+            self.diverged[entry["key"], divergence.name] = divergence
+            self.metrics[entry["key"], divergence.name] = dict.fromkeys(entry["metrics"], torch.tensor(math.nan))
 
     def configure_optimizers(self):
         groups = [
@@ -157,7 +157,7 @@ class DictionaryTrainer(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def record(self, step: int) -> None:
-        """Logs and saves what is due after the step. Called before the step's checkpoint, which keeps what this changes."""
+        """Logs and saves what is due after the step; called before its checkpoint, which keeps what this changes."""
         logged = step == self.steps or (self.log_every and step % self.log_every == 0)
         if logged or step in self.snapshot_steps:
             self.check_weights(step)

@@ -42,7 +42,7 @@ def fista(
             held_C = held_C | enough_C
             low_C, high_C = torch.where(enough_C, middle_C, low_C), torch.where(enough_C, high_C, middle_C)
         size_Ck, indices_Ck = found_CL.abs().topk(k)
-        # absent codes must not enter the fit: their rows are nil, and their values come out 0
+        # absent codes must not enter the fit: their rows are 0, and so are their values
         values_Ck = least_squares(x_CD, W_LD, indices_Ck, signed, size_Ck > 0)
         return indices_Ck, values_Ck
 
@@ -62,9 +62,9 @@ def lasso(
 ) -> Tensor:
     """argmin |x - z W|^2 / 2 + penalty |z|_1 (rays: over z >= 0), by FISTA with restarts.
 
-        z' = shrink(u + (x - u W) W.T / c, penalty / c),   u' = z' + (t - 1) / t' (z' - z),   t' = (1 + sqrt(1 + 4 t^2)) / 2
+        z' = shrink(u + (x - u W) W.T / c, penalty / c), u' = z' + (t - 1) / t' (z' - z), t' = (1 + sqrt(1 + 4 t^2)) / 2
 
-    c the largest eigenvalue of W.T W. A vector's t returns to 1 where (u - z') . (z' - z) > 0. Stops where no vector's
+    c the largest eigenvalue of W.T W. A vector's t returns to 1 if (u - z') . (z' - z) > 0. Stops where no vector's
     code moves by more than `tolerance` of its length, or after `iterations`. No L x L matrix is formed.
     Beck and Teboulle (2009); the restart is O'Donoghue and Candes's (2015).
     """

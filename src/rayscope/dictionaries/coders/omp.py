@@ -13,10 +13,10 @@ from rayscope.dictionaries.coders.support import in_chunks, nonnegative
 def omp(x_ND: Tensor, W_LD: Tensor, k: int, signed: bool = True) -> tuple[Tensor, Tensor]:
     """(indices, values), both (N, k): repeat k times: take the row with the largest |r . w|, r = x - its projection.
 
-    Without sign (rays): the row with the largest r . w, while one is positive, and r = x - its projection on the cone of
-    the rows taken: codes are non-negative least squares (Bruckstein, Elad and Zibulevsky 2008), some may return to 0.
+    Without sign (rays): the row with the largest r . w, while one is positive, and r = x - its projection on the cone
+    of the rows taken: codes are non-negative least squares (Bruckstein, Elad and Zibulevsky 2008); some may become 0.
 
-    Rows of W have unit length. Where a residual is already nil the remaining values are 0. Memory does not grow with
+    Rows of W have unit length. Once a residual is 0 the remaining values are 0. Memory does not grow with
     L^2: no Gram matrix is formed; each step is one matmul of the chunk's residuals with W.
     """
     chunk = _chunk if signed else _rays
@@ -29,7 +29,7 @@ def _chunk(x_CD: Tensor, W_LD: Tensor, k: int) -> tuple[Tensor, Tensor]:
     Q_CkD, R_Ckk = x_CD.new_zeros(C, k, D), x_CD.new_zeros(C, k, k)
     indices_Ck = torch.zeros(C, k, dtype=torch.int64, device=x_CD.device)
     residual_CD = x_CD.clone()
-    # what is left of a vector or of a row below this share of it is rounding
+    # what is left of a vector or of a row below this fraction of it is rounding
     nil = 100 * torch.finfo(x_CD.dtype).eps
     norm_C = x_CD.norm(dim=1)
     for j in range(k):

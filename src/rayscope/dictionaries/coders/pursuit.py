@@ -11,8 +11,8 @@ from rayscope.dictionaries.coders.support import in_chunks
 
 @torch.no_grad()
 def pursuit(x_ND: Tensor, W_LD: Tensor, k: int, signed: bool = True, steps: int = 1) -> tuple[Tensor, Tensor]:
-    """(indices, values), both (N, k): repeat k times: take the row with the largest |r . w| (rays: r . w > 0), r = x - z W;
-    then, `steps` times, on the rows taken so far
+    """(indices, values), both (N, k): repeat k times: take the row with the largest |r . w| (rays: r . w > 0), r = x -
+    z W; then, `steps` times, on the rows taken so far
 
         g = W r,   a = |g|^2 / |g W|^2,   z <- z + a g
 

@@ -23,7 +23,7 @@ def in_chunks(
 
 
 def least_squares(x_CD: Tensor, W_LD: Tensor, indices_Ck: Tensor, signed: bool, used_Ck: Tensor) -> Tensor:
-    """values_Ck = argmin |x - sum_j z_j w_j|^2 over z, or over z >= 0 where the codes have no sign; 0 where not used."""
+    """values_Ck = argmin |x - sum_j z_j w_j|^2 over z, or over z >= 0 if codes have no sign; 0 if not used."""
     rows_CkD = W_LD[indices_Ck] * used_Ck[:, :, None]
     gram_Ckk = (rows_CkD @ rows_CkD.mT).double()
     target_Ck = (rows_CkD @ x_CD[:, :, None])[:, :, 0].double()

@@ -1,4 +1,4 @@
-"""The arguments that every learned dictionary takes, refused in one line if they cannot be meant."""
+"""What the arguments of learned dictionaries must be."""
 
 from rayscope.dictionaries.base import whole
 
@@ -35,12 +35,12 @@ def check_arguments(
         raise ValueError(f"auxk_coefficient={auxk_coefficient} must be at least 0")
     if whiten and decoder == "soft_frozen":
         raise ValueError(
-            "whiten=True with decoder='soft_frozen': a cap about a row drawn in whitened space is no cap in x; choose one"
+            "whiten=True with decoder='soft_frozen': a cap around a row in whitened space is no cap in x; choose one"
         )
 
 
 def check_run(dead_window: int, run_tokens: int | None) -> None:
-    """The same for what `prepare` takes."""
+    """The same for the arguments of `prepare`."""
     if dead_window < 1:
         raise ValueError(f"dead_window={dead_window} tokens must be at least 1")
     if run_tokens is not None and run_tokens < 1:

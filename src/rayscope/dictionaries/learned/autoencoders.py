@@ -21,7 +21,7 @@ from rayscope.dictionaries.sparse.selection import (
 
 
 class ByVector(Learned):
-    """k latents of every vector, by pre (rays) or |pre| (signed)."""
+    """The k latents of each vector with the largest pre (rays) or |pre| (signed)."""
 
     def choose(self, centred_ND: Tensor) -> Plan:
         return choose_by_vector(centred_ND, self.W_enc_LD, self.b_enc_L, self.k, self.signed)
@@ -50,8 +50,8 @@ class AbsTopK(ByVector):
 class BatchTopK(Learned):
     """Training: the N * k largest relu(pre) of a batch of N (2412.06410). In use: z = relu(pre) where pre > threshold.
 
-    threshold: while training, the bias-corrected mean over steps (decay .95) of the least value chosen (where the choice
-    was made in bfloat16, some 4% more latents are above it than k); `calibrate` sets it exactly from data.
+    threshold: while training, the bias-corrected mean over steps (decay .95) of the smallest value chosen (a choice
+    made in bfloat16 leaves some 4% more latents above it than k); `calibrate` sets it exactly, from data.
     """
 
     kind = "batchtopk"
@@ -92,12 +92,12 @@ class BatchTopK(Learned):
 
     @torch.no_grad()
     def calibrate(self, x_ND: Tensor, tokens_N: Tensor | None = None) -> None:
-        """threshold half-way between the N * k-th largest pre of x and the next, so that the mean L0 on x is k."""
+        """Sets the threshold half-way between the N * k-th largest pre of x and the next: the mean L0 on x is k."""
         self.check(x_ND)
         count = len(x_ND) * self.k
         with full_precision(x_ND):
-            found = threshold_for(self._centred(x_ND, tokens_N), self.W_enc_LD, self.b_enc_L, count, self._hint())
-        self.threshold.copy_(found)
+            threshold = threshold_for(self._centred(x_ND, tokens_N), self.W_enc_LD, self.b_enc_L, count, self._hint())
+        self.threshold.copy_(threshold)
 
     def fold_input(self, units: Units) -> None:
         super().fold_input(units)

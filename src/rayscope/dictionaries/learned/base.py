@@ -39,7 +39,7 @@ class Learned(Dictionary):
     from_model: tuple[str, ...] = ("width",)  # arguments that the model sets, not its user
     min_cosine = 0.8
     initial_LD: Tensor | None  # the rows drawn, of a soft-frozen decoder
-    gain_L: Tensor | None  # of a whitened one, after `fold`: what codes are multiplied by
+    gain_L: Tensor | None  # what codes are multiplied by after `fold`, if whitened
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class Learned(Dictionary):
 
     @abstractmethod
     def active_codes(self, products_CL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(number of each vector's codes, their latents, their values in scaled units), from a chunk's pre - b_enc."""
+        """(number of codes per vector, their latents, their values in scaled units), from a chunk's pre - b_enc."""
 
     @torch.no_grad()
     def encode_sparse(self, x_ND: Tensor, tokens_N: Tensor | None = None) -> Codes:
@@ -121,7 +121,7 @@ class Learned(Dictionary):
         return Codes(indices_M, values_M if gain_L is None else values_M * gain_L[indices_M], offsets, self.latents)
 
     def _gain(self) -> Tensor | None:
-        """(L): codes of `directions` from codes of W_dec's rows."""
+        """(L): what codes of W_dec's rows are multiplied by to be codes of `directions`."""
         if self.output_units.whitening is None or self.gain_L is None:
             return self.gain_L
         return self.gain_L * self.output_units.unwhiten(self.W_dec_LD).norm(dim=1)
@@ -135,7 +135,7 @@ class Learned(Dictionary):
         tokens_N: Tensor | None = None,
         target_ND: Tensor | None = None,
     ) -> None:
-        """From a sample: s = sqrt(D / E|x|^2), b_dec = s E[x]. A latent is dead after dead_window silent tokens.
+        """Sets s = sqrt(D / E|x|^2) and b_dec = s E[x] from a sample. A latent is dead after dead_window silent tokens.
 
         run_tokens: the length of the run, for what changes during it; ten dead windows if None.
         """
@@ -151,13 +151,13 @@ class Learned(Dictionary):
             self._start(self._centred(x_ND, tokens_N), tokens_N, run_tokens or 10 * dead_window)
 
     def _start(self, centred_ND: Tensor, tokens_N: Tensor | None, run_tokens: int) -> None:
-        """What else a kind sets from the sample, of which it gets what the encoder multiplies."""
+        """What else a kind sets from the sample. centred_ND: what W_enc multiplies."""
 
     def losses(self, x_ND: Tensor, tokens_N: Tensor | None = None) -> dict[str, Tensor]:
         """reconstruction = sum|x - x_hat|^2 / sum|x - batch mean|^2, the batch's own FVU;
-        auxk = coefficient * sum|e - e_hat|^2 / sum|e - batch mean of e|^2, e the residual (no gradient), e_hat its decode
-        from the auxk strongest dead latents, in bfloat16 products where those pay; 0 if none is dead. Both are free of
-        the scale of x. Changes no state: `after_step` does.
+        auxk = coefficient * sum|e - e_hat|^2 / sum|e - batch mean of e|^2, e the residual (no gradient), e_hat its
+        decode from the auxk strongest dead latents, in bfloat16 products where those pay; 0 if none is dead.
+        Both are free of the scale of x. Changes no state: `after_step` does.
         """
         return self.training_pass(x_ND, tokens_N).losses
 
@@ -218,7 +218,7 @@ class Learned(Dictionary):
 
     @torch.no_grad()
     def project_gradients(self) -> None:
-        """Takes from each row's gradient the part along the row, which unit length would undo: g - (g . w) w."""
+        """Removes from each row's gradient the part along the row, which unit length would undo: g - (g . w) w."""
         grad_LD = self.W_dec_LD.grad
         if grad_LD is not None:
             along_L1 = (grad_LD * self.W_dec_LD).sum(1, keepdim=True)
@@ -226,7 +226,7 @@ class Learned(Dictionary):
 
     @torch.no_grad()
     def after_step(self, passed: TrainingPass) -> None:
-        """After the optimiser's step: weights back to their constraints, and the pass into what is counted."""
+        """After the optimiser's step: restores the constraints on weights and counts what the pass fired."""
         self.project_weights()
         self.firing.count(passed.fired_M, passed.vectors)
 
@@ -247,7 +247,7 @@ class Learned(Dictionary):
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Scales and whitening into the weights, in place: nothing that is computed changes."""
+        """Folds scales and whitening into the weights, in place: no result changes."""
         self.fold_input(self.input_units)
         self.fold_output(self.output_units)
         if self.gain_L is not None:
@@ -256,13 +256,13 @@ class Learned(Dictionary):
             units.reset()  # type: ignore[operator]
 
     def fold_input(self, units: Units) -> None:
-        """What is compared with pre, and W_enc."""
+        """Folds the input's into W_enc and what is in units of pre."""
         self.b_enc_L /= units.scale
         if units.whitening is not None:
             self.W_enc_LD.copy_(self.W_enc_LD @ units.whitening.P_DD)
 
     def fold_output(self, units: Units) -> None:
-        """What is added to x_hat, and W_dec: its rows at unit length, what they were longer into gain_L."""
+        """Folds the output's into W_dec, whose rows' lengths go to gain_L, and what is added to x_hat."""
         self.b_dec_D.copy_(units.invert(self.b_dec_D))
         if units.whitening is not None and self.gain_L is not None:
             self.gain_L.copy_(self._gain())

@@ -1,4 +1,4 @@
-"""BottleneckTopK: TopK rays beside a few latents that are always on and have a sign.
+"""BottleneckTopK: TopK rays alongside a few latents that are always active and have a sign.
 
 N vectors, C vectors of a chunk, D site width, L latents, r = rank of them dense, M chosen (vector, latent) pairs.
 """
@@ -17,8 +17,8 @@ from rayscope.dictionaries.sparse.selection import choose_by_vector, largest_in_
 class BottleneckTopK(TopK):
     """z = (relu(the k largest pre of the first L - r latents), pre of the last r): x_hat = rays + rank r (2606.14040).
 
-    What is active on every vector goes through the last r latents and need not occupy rays. Their directions have unit
-    length as the rays' have, and start as the r leading principal directions of the sample.
+    What is active on all vectors goes through the last r latents, so rays need not represent it. Their directions have
+    unit length, as rays do, and start as the r leading principal directions of the sample.
     """
 
     kind = "bottleneck_topk"
@@ -30,7 +30,7 @@ class BottleneckTopK(TopK):
             raise ValueError(f"rank={rank} must be between 1 and the width {width}")
         if k > latents - rank:
             raise ValueError(
-                f"k={k} exceeds the {latents - rank} rays that {latents} latents leave beside rank={rank}; "
+                f"k={k} exceeds the {latents - rank} rays that {latents} latents leave with rank={rank}; "
                 "lower k or rank, or raise latents"
             )
         self.dense = rank

@@ -16,9 +16,9 @@ from rayscope.dictionaries.sparse.selection import above
 class Gated(Penalised):
     """z = relu(exp(r_mag) dot + b_mag) where gate = dot + b_enc > 0, dot = W_enc (s x - b_dec): tied weights.
 
-    sparsity = coefficient * mean over vectors of sum_l relu(gate_l) / sigma, sigma^2 = the batch's mean |x - batch mean|^2;
-    gate = sum|x - x_hat(relu(gate))|^2 / sum|x - batch mean|^2 with decoder and b_dec as they are: it alone (and AuxK)
-    moves b_enc towards reconstruction.
+    sparsity = coefficient * mean over vectors of sum_l relu(gate_l) / sigma, sigma^2 the batch's mean |x - batch
+    mean|^2; gate = sum|x - x_hat(relu(gate))|^2 / sum|x - batch mean|^2, without gradient to the decoder and b_dec.
+    This loss and AuxK are all that moves b_enc towards reconstruction.
     """
 
     kind = "gated"

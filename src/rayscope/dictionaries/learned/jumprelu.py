@@ -1,4 +1,4 @@
-"""JumpReLU: rays with a threshold for every latent, learned through its jump (Rajamanoharan et al. 2024, 2407.14435).
+"""JumpReLU: rays with a threshold per latent, learned through its jump (Rajamanoharan et al. 2024, 2407.14435).
 
 N vectors, C vectors of a chunk, D site width, L latents, M chosen (vector, latent) pairs.
 """
@@ -19,12 +19,13 @@ SPARSITIES = ("quadratic", "step", "tanh")
 class JumpReLU(Penalised):
     """z = pre where pre > theta_l = exp(log_theta_l), else 0.
 
-    A jump has no gradient for theta; a rectangle of width h = bandwidth (in units where E|x|^2 = D) around it stands in:
-    dz/dtheta = -theta / h and dL0/dtheta = -1 / h where |pre - theta| < h / 2. The sparsity loss, L0 the batch's mean:
+    A jump has no gradient for theta. A rectangle of width h = bandwidth (in units in which E|x|^2 = D) replaces it:
+    dz/dtheta = -theta / h and dL0/dtheta = -1 / h if |pre - theta| < h / 2. The sparsity loss, L0 the batch's mean:
 
-    quadratic  coefficient * (L0 / k - 1)^2; coefficient None: 10; not steered, since it aims at k itself;
+    quadratic  coefficient * (L0 / k - 1)^2; coefficient None: 10; not steered, since it has its minimum at k;
     step       coefficient * L0;
-    tanh       coefficient * mean over vectors of sum_l tanh(steepness z_l), which moves W_enc too (Anthropic, January 2025).
+    tanh       coefficient * mean over vectors of sum_l tanh(steepness z_l), which moves W_enc too (Anthropic, January
+               2025).
     """
 
     kind = "jumprelu"
@@ -55,7 +56,7 @@ class JumpReLU(Penalised):
         self.log_theta_L.copy_(threshold.clamp_min(1e-3).log())
 
     def choose(self, centred_ND: Tensor) -> Plan:
-        """Codes, and what is less than h / 2 below its threshold."""
+        """Codes, and latents less than h / 2 below their threshold."""
         lowest_L = self.theta_L - self.bandwidth / 2
         return choose_above(centred_ND, self.W_enc_LD, self.b_enc_L - lowest_L)
 

@@ -15,10 +15,10 @@ from rayscope.dictionaries.sparse.kernels import Plan
 class L1(Penalised):
     """z = relu(pre); sparsity = coefficient * mean over vectors of sum_l z_l / sigma (2309.08600), |w_l| being 1.
 
-    sigma^2 = the batch's mean |x - batch mean|^2, so the coefficient is free of the scale and of the width. p_end < 1
-    anneals (2408.00113): z / sigma becomes (z / sigma + .01)^p - .01^p, p from 1 to p_end in equal steps over the run, and
-    each step the sum is multiplied, without gradient, to be what it is at p = 1: p moves its weight from large codes to
-    small ones, not its size.
+    sigma^2 is the batch's mean |x - batch mean|^2, so the coefficient does not depend on scale and width. p_end < 1
+    anneals (2408.00113): z / sigma becomes (z / sigma + .01)^p - .01^p, p falling linearly from 1 to p_end over the
+    run. The sum is rescaled, without gradient, to its value at p = 1: p moves the penalty from large codes to small
+    ones and does not change its size.
     """
 
     kind = "l1"
@@ -39,5 +39,5 @@ class L1(Penalised):
         if self.p_end < 1:
             p = 1 - (1 - self.p_end) * self.progress
             power = ((size_M + self.least) ** p - self.least**p).sum()
-            total = power * (total / power).nan_to_num(1.0).detach()  # 0 / 0: no code at all
+            total = power * (total / power).nan_to_num(1.0).detach()  # 0 / 0 without any code
         return {"sparsity": (self.pressure * total / len(x_ND)).to(x_ND)}

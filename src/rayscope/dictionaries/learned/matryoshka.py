@@ -1,4 +1,4 @@
-"""Matryoshka: nested prefixes of the latents, each of which has to reconstruct x alone.
+"""Matryoshka: nested prefixes of the latents, each of which has to reconstruct x on its own.
 
 N vectors, D site width, L latents, G groups, M chosen (vector, latent) pairs.
 """
@@ -16,10 +16,10 @@ from rayscope.dictionaries.sparse.kernels import Plan, sparse_decode
 
 
 class Nested(Learned):
-    """reconstruction = mean over prefixes g of FVU(z[:, :g] W_dec[:g] + b_dec) (2503.17547), z as the base class has it.
+    """reconstruction = mean over prefixes g of FVU(z[:, :g] W_dec[:g] + b_dec) (2503.17547), z as in the base class.
 
-    groups: the prefixes' sizes, rising to L; by default L/16, L/4, L/2 and L. A latent of an inner group is in every
-    prefix's reconstruction, so the inner ones come to stand for what is general. `fvu` is that of the whole.
+    groups: the prefixes' sizes, rising to L; by default L/16, L/4, L/2 and L. Latents of the inner groups are in more
+    reconstructions, so they learn what is general. `fvu` is that of all latents.
     """
 
     def __init__(self, *args, groups: Sequence[int] | None = None, **kwargs):
@@ -37,13 +37,13 @@ class Nested(Learned):
         return {**super().arguments(), "groups": self.groups}
 
     def choose(self, centred_ND: Tensor) -> Plan:
-        """Each vector's latents in rising order, so that those of a group lie together."""
+        """Each vector's latents in rising order, so that those of a group are adjacent."""
         plan = super().choose(centred_ND)
         places_M = (plan.rows_M * self.latents + plan.indices_M).sort().values
         return Plan.of_positions(places_M, len(centred_ND), self.latents)
 
     def _residuals(self, goal_ND: Tensor, plan: Plan, values_M: Tensor) -> list[Tensor]:
-        """One k-sparse decode of N * G rows, those of a vector and a group, and their cumulative sums over the groups."""
+        """One k-sparse decode of N * G rows, one per vector and group, then cumulative sums over the groups."""
         N, G = len(goal_ND), len(self.groups)
         ends_G = torch.tensor(self.groups, device=plan.indices_M.device)
         rows_M = plan.rows_M * G + torch.searchsorted(ends_G, plan.indices_M, right=True)
@@ -53,18 +53,18 @@ class Nested(Learned):
 
 
 class MatryoshkaTopK(Nested, TopK):
-    """Rays, k a vector."""
+    """Rays, k per vector."""
 
     kind = "matryoshka_topk"
 
 
 class MatryoshkaAbsTopK(Nested, AbsTopK):
-    """Signed directions, k a vector."""
+    """Signed directions, k per vector."""
 
     kind = "matryoshka_abstopk"
 
 
 class MatryoshkaBatchTopK(Nested, BatchTopK):
-    """Rays, k a vector on average over a batch; BatchTopK's threshold when used."""
+    """Rays, k per vector on average over a batch; in use, BatchTopK's threshold."""
 
     kind = "matryoshka_batchtopk"

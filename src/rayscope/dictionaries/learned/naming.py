@@ -1,4 +1,4 @@
-"""How the state of a dictionary's parts is named in files and checkpoints: as the dictionary's own, `scale`, `silent_L`."""
+"""How files and checkpoints name the state of a dictionary's parts: as its own, `scale` and not `units.input.scale`."""
 
 from torch import Tensor, nn
 
@@ -11,7 +11,7 @@ def save_parts_as_own(dictionary: nn.Module) -> None:
 
 
 def named_as_own(dictionary: nn.Module, state: dict[str, Tensor], prefix: str, _: dict) -> None:
-    """After `state_dict`: the parts' prefixes go. Order: parameters, parts, other buffers, whitening."""
+    """After `state_dict`: drops the prefixes of the parts. Order: parameters, parts, other buffers, whitening."""
     parameters = dict(dictionary.named_parameters())
     own = {name.removeprefix(prefix): state.pop(name) for name in list(state) if name.startswith(prefix)}
 

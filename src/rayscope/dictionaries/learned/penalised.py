@@ -14,17 +14,17 @@ from rayscope.dictionaries.sparse.kernels import Plan
 from rayscope.dictionaries.sparse.selection import above, choose_above, threshold_for
 
 RATE = 10.0  # of the controller's integral part, in units of lr
-LEAST = -10.0  # of ln(coefficient / its first): practically none, and a way back from there
+LEAST = -10.0  # of ln(coefficient / its first): practically no penalty, but not out of reach
 
 
 class Penalised(Learned):
-    """Learned by reconstruction + coefficient * a penalty on codes; their number varies, and k is the mean aimed at.
+    """Minimises reconstruction + coefficient * a penalty on codes. Their number varies; k is the mean aimed at.
 
-    coefficient None: steered. After each step, with u = ln(the batch's L0 / k) within +-1 and its mean m over steps
-    (decay .9), ln coefficient grows by m's change + 10 lr m: a controller with proportional and integral part, at the
-    pace at which Adam moves weights. A number: that coefficient, risen to over the first 5% of the run; L0 is what
-    comes of it. A penalty can only lower L0: where k is more than reconstruction alone would use, the coefficient goes to next to 0
-    and L0 stays below k. Either way the thresholds start where the mean L0 of prepare's sample is k.
+    coefficient None: steered. After each step, with u = ln(the batch's L0 / k), clipped to +-1, and m its mean over
+    steps (decay .9), ln coefficient grows by m's change + 10 lr m: a proportional-integral controller at the pace at
+    which Adam moves weights. A number: a fixed coefficient with linear warm-up over the first 5% of steps; L0 is then
+    not controlled. A penalty can only lower L0: if k exceeds what reconstruction alone would use, the coefficient goes
+    to nearly 0 and L0 stays below k. Either way thresholds start where the mean L0 of prepare's sample is k.
     """
 
     signed = False
@@ -55,18 +55,18 @@ class Penalised(Learned):
 
     @property
     def progress(self) -> Tensor:
-        """The share of the run that is done."""
+        """The fraction of the run that is done."""
         return (self.seen / self.run).clamp(max=1)
 
     @property
     def pressure(self) -> Tensor:
-        """The coefficient of this step."""
+        """The coefficient now."""
         if self.coefficient is None:
             return self.log_coefficient.exp() * self.first_coefficient
         return self.coefficient * (20 * self.progress).clamp(max=1)
 
     def _start_at(self, threshold: Tensor) -> None:
-        """Starts with the pre above the threshold as codes."""
+        """Sets the parameters so that the codes are the pre above the threshold."""
         self.b_enc_L.copy_(-threshold)
 
     def _start(self, centred_ND: Tensor, tokens_N: Tensor | None, run_tokens: int) -> None:
@@ -82,11 +82,11 @@ class Penalised(Learned):
         return counts_C, places % self.latents, values
 
     def _auxk_bias(self) -> Tensor:
-        """0, with b_enc's gradient: by b_enc itself a dead latent is below 0 on every vector, and would get none."""
+        """0, with b_enc's gradient: by b_enc itself a dead latent is below 0 on all vectors, and would get none."""
         return self.b_enc_L - self.b_enc_L.detach()
 
     def to_save(self) -> Learned:
-        """`log_coefficient` in its provenance: where a later stage begins to steer."""
+        """Its provenance keeps `log_coefficient`, from which a later stage goes on."""
         saved = super().to_save()
         if self.steered:
             saved.provenance["log_coefficient"] = self.log_coefficient.item()

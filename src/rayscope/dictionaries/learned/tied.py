@@ -10,10 +10,10 @@ from rayscope.dictionaries.learned.autoencoders import TopK
 
 
 class TiedTopK(TopK):
-    """TopK of 2m rays with W_dec[l + m] = -W_dec[l] and W_enc[l + m] = -W_enc[l]: m free rows, one bias a ray.
+    """TopK of 2m rays with W_dec[l + m] = -W_dec[l] and W_enc[l + m] = -W_enc[l]: m free rows, one bias per ray.
 
-    With biases nil z[l] - z[l + m] is AbsTopK's code l of the same m rows at the same k: the expressivity of m signed
-    directions in codes that are never negative. Both halves are kept; a file holds the first.
+    If biases are 0, z[l] - z[l + m] is AbsTopK's code l of the same m rows at the same k: the expressivity of m signed
+    directions in non-negative codes. Both halves are kept in memory; a file holds the first.
     """
 
     kind = "tied_topk"
@@ -33,8 +33,8 @@ class TiedTopK(TopK):
 
     @torch.no_grad()
     def project_gradients(self) -> None:
-        """Each pair's gradient, g[l] - g[l + m], shared out over its two rows: an update keeps them opposite, and the
-        norm that clipping sees is that of the m free rows' gradient."""
+        """Spreads each pair's gradient, g[l] - g[l + m], over its two rows: an update keeps them opposite, and clipping
+        sees the norm of the m free rows' gradient."""
         m = self.latents // 2
         for W_LD in (self.W_enc_LD, self.W_dec_LD):
             if W_LD.grad is not None:
@@ -52,5 +52,5 @@ class TiedTopK(TopK):
         return {name: t[:m] if name in ("W_enc_LD", "W_dec_LD") else t for name, t in super().weights().items()}
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
-        both = {name: torch.cat([t, -t]) if name in ("W_enc_LD", "W_dec_LD") else t for name, t in weights.items()}
-        super().load_weights(both)
+        tied = ("W_enc_LD", "W_dec_LD")
+        super().load_weights({name: torch.cat([t, -t]) if name in tied else t for name, t in weights.items()})

@@ -1,4 +1,4 @@
-"""TokenBiasTopK: TopK rays of what a lookup of the current token leaves.
+"""TokenBiasTopK: TopK rays of what remains after a lookup of the current token.
 
 N vectors, D site width, V tokens of the vocabulary, U different tokens of a batch.
 """
@@ -17,13 +17,12 @@ from rayscope.dictionaries.sparse.kernels import Plan
 class TokenBiasTopK(TopK):
     """s x_hat = z W_dec + b_dec + B[token], z = TopK of pre = W_enc (s x - B[token] - b_dec) + b_enc.
 
-    Every call takes `tokens_N`, and raises ValueError without it. `bias` is decode(0) at a token never seen, whose B is 0.
+    `bias` is decode(0) at a token never seen, whose B is 0.
 
-    B is no parameter: it is the mean, over the times that a token was seen in training (and, rays apart, in the sample
-    before), of s x - z W_dec - b_dec: what minimises the loss in B, given z. It is kept as it goes: after a batch with m
-    vectors of a token their residuals' sum / (n + prior) is added, n the times it was seen till then, at most
-    max(memory, m), so that what the early rays missed is forgotten. prior, in vectors, shrinks the B of rare tokens to
-    0. Only rows of a batch's tokens are touched.
+    B is no parameter but a running mean, per token, of s x - z W_dec - b_dec, which minimises the loss in B given z (z
+    is 0 in the sample before training). A step with m vectors of a token adds the sum of their residuals / (n + prior);
+    n counts the token's vectors so far, at most max(memory, m), so that early residuals are forgotten. prior, in
+    vectors, shrinks the B of rare tokens to 0. Only rows of a batch's tokens are touched.
     """
 
     kind = "token_bias_topk"
@@ -67,7 +66,7 @@ class TokenBiasTopK(TopK):
     def _unknown(self, x_ND: Tensor, tokens_N: Tensor | None) -> Tensor:
         B_ND = self._of_tokens(tokens_N)
         if len(B_ND) != len(x_ND):
-            raise ValueError(f"{len(x_ND)} vectors for {len(B_ND)} tokens; there is one token to each vector")
+            raise ValueError(f"{len(x_ND)} vectors for {len(B_ND)} tokens; give one token per vector")
         return x_ND - B_ND
 
     @torch.no_grad()
@@ -77,8 +76,8 @@ class TokenBiasTopK(TopK):
 
     def _update_token_means(self, residual_ND: Tensor, tokens_N: Tensor) -> None:
         tokens_U, place_N, m_U = tokens_N.to(self.B_VD.device).unique(return_inverse=True, return_counts=True)
-        every = Plan(place_N, torch.arange(len(place_N) + 1, device=place_N.device), len(tokens_U))
-        sums_UD = every.sum_by_latent(torch.ones_like(residual_ND[:, 0]), residual_ND)
+        by_token = Plan(place_N, torch.arange(len(place_N) + 1, device=place_N.device), len(tokens_U))
+        sums_UD = by_token.sum_by_latent(torch.ones_like(residual_ND[:, 0]), residual_ND)
         self.seen_V[tokens_U] += m_U
         n_U = torch.minimum(self.seen_V[tokens_U], m_U.clamp_min(self.memory))
         self.B_VD[tokens_U] += sums_UD / (n_U + self.prior)[:, None]

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 class Whitening(nn.Module):
     """y = (x - m) P, P = S^-1/2 the symmetric root, S the shrunken covariance of a sample; x = m + y P^-1.
 
-    Rows are vectors. Before `fit` it changes nothing. In x, a dictionary's directions are the rows of W_dec P^-1 at unit
-    length; codes are multiplied by the length that these had, after latents are chosen, so the choice is the same. P^-1
-    enlarges what a row keeps of strong directions: read the codes, and compare directions by their cosine, with care.
+    Rows are vectors. Before `fit` it changes nothing. In x, a dictionary's directions are the rows of W_dec P^-1 at
+    unit length; codes are multiplied by the length that these had, after latents are chosen, so the choice is the same.
+    P^-1 enlarges what a row keeps of strong directions: take care with codes, and with cosines between directions.
     """
 
     state = ("whitening.mean_D", "whitening.P_DD", "whitening.inverse_DD")

@@ -22,11 +22,11 @@ def auxk_error(
     signed: bool,
 ) -> Tensor:
     """sum |e - z @ W_dec|^2, z = relu(pre) (signed: pre) of the auxk largest pre = (x - b_dec) @ W_enc.T + b_enc
-    (signed: |pre|) among the dead latents (rising, each once) of every vector; all A where there are no more.
+    (signed: |pre|) among each vector's dead latents (rising, each once); all A of them if auxk >= A.
 
-    Gradients reach the parameters, as sparse rows those of the weights; x and e are data. The error is quadratic, so its
-    gradients are known as soon as z is: five products of 2 N A D FLOP, in bfloat16 where that pays, and nothing of size
-    [N, A] outlives its chunk.
+    Gradients reach the parameters (those of the weights as sparse rows); x and e are data. The error is quadratic, so
+    its gradients follow from z in the same pass: five products of 2 N A D FLOP, in bfloat16 where that pays. Nothing of
+    size [N, A] outlives its chunk.
     """
     return _AuxKError.apply(W_enc_LD, b_enc_L, b_dec_D, W_dec_LD, dead_A, x_ND, e_ND, auxk, signed)  # type: ignore[return-value]
 

@@ -2,10 +2,10 @@
 
 N vectors, D site width, L latents, M chosen (vector, latent) pairs.
 
-selection.py chooses the pairs, perhaps in bfloat16; their values are computed here in full precision, so of a dictionary's
-codes only the choice is ever approximate (auxk.py's, of dead latents, are no codes). Both weight gradients are sums over the vectors that chose a latent: one stable sort of the pairs by
-latent (`Plan`) serves them all. Every sum has one fixed order, so a step gives the same bits whenever it is repeated with
-the same number of threads. Each function reads M rows of D numbers: 2 M D FLOP, 4 M D bytes.
+Only the choice of pairs (selection.py) may use bfloat16; their values, computed here, never do. (AuxK's codes of dead
+latents are exempt.) Both weight gradients are sums over the vectors that chose a latent, and one stable sort of the
+pairs by latent (`Plan`) serves both. Every sum has a fixed order, so a step is bitwise repeatable with the same number
+of threads. Each function reads M rows of D numbers: 2 M D FLOP, 4 M D bytes.
 """
 
 from functools import cached_property
@@ -52,7 +52,7 @@ class Plan:
         return order_M, self.rows_M[order_M], F.pad(counts_L.cumsum(0), (1, 0))
 
     def dots(self, x_ND: Tensor, W_LD: Tensor) -> Tensor:
-        """x_n . W_l of every pair; without select.c by the kernel behind embedding_bag's gradient for its weights."""
+        """x_n . W_l of each pair; without select.c, by the kernel behind embedding_bag's gradient for its weights."""
         if len(self) == 0:
             return x_ND.new_zeros(0)
         x_ND, W_LD = x_ND.contiguous(), W_LD.contiguous()
@@ -151,7 +151,7 @@ def gather_dot(x_ND: Tensor, W_LD: Tensor, b_L: Tensor, centre_D: Tensor, plan: 
 
 
 def sparse_decode(values_M: Tensor, W_LD: Tensor, plan: Plan) -> Tensor:
-    """(N, D): z @ W of the sparse z that a plan and its values make, with gradients to both."""
+    """(N, D): z @ W of the sparse z that a plan and its values form, with gradients to values and W."""
     return _SparseDecode.apply(values_M, W_LD, plan)  # type: ignore[return-value]
 
 

@@ -1,9 +1,9 @@
-"""Which latents: the largest pre-activations of every vector, or of a batch, without an [N, L] tensor.
+"""Which latents: the largest pre-activations of each vector, or of a batch, without an [N, L] tensor.
 
 N vectors, C vectors of a chunk, D site width, L latents, M chosen (vector, latent) pairs.
 
-A choice needs no gradient. The products x . W are made in chunks that stay in cache, in bfloat16 where that pays, and
-scanned while they are there (native.py; PyTorch's topk where there is no compiler, on a GPU and in float64).
+A choice needs no gradient. The products x . W are computed in chunks that stay in cache, in bfloat16 where that pays,
+and scanned while they are there (by native.py; by PyTorch's topk without a compiler, on a GPU and in float64).
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from torch import Tensor
 from rayscope.dictionaries.sparse import native
 from rayscope.dictionaries.sparse.kernels import Plan
 
-CHUNK = 2**23  # products that exist at one time, on a CPU: 16 MB in bfloat16
+CHUNK = 2**23  # products in memory at a time, on a CPU: 16 MB in bfloat16
 CHUNK_GPU = 2**27  # on a GPU, which wants larger products
 FAST_SIZE = 2**18  # width * latents from which casting the weights to bfloat16 costs less than it saves
 
@@ -33,7 +33,7 @@ def bfloat16_pays(W_LD: Tensor) -> bool:
 def products(x_ND: Tensor, W_LD: Tensor, exact: bool) -> Iterator[tuple[int, Tensor]]:
     """Yields (first vector, x @ W.T) by chunks, without gradient; their memory is reused.
 
-    `exact` False allows bfloat16, good enough to choose by. 2 N D L FLOP; W is read once a chunk.
+    `exact` False allows bfloat16, which is enough to choose by. 2 N D L FLOP; W is read once per chunk.
     """
     x_ND, W_LD = x_ND.detach(), W_LD.detach()
     if not exact and bfloat16_pays(W_LD):
@@ -48,26 +48,26 @@ def products(x_ND: Tensor, W_LD: Tensor, exact: bool) -> Iterator[tuple[int, Ten
 
 def largest_in_rows(products_CL: Tensor, b_L: Tensor, k: int, signed: bool) -> Tensor:
     """indices_Ck of the k largest products + b (signed: |products + b|) of each row, in no order; NaN is the least."""
-    found_Ck = native.largest_of_rows(products_CL, b_L, k, signed)
-    if found_Ck is None:
+    indices_Ck = native.largest_of_rows(products_CL, b_L, k, signed)
+    if indices_Ck is None:
         pre_CL = products_CL + b_L
         size_CL = pre_CL.abs_() if signed else pre_CL
-        found_Ck = size_CL.masked_fill_(size_CL.isnan(), -torch.inf).topk(k, sorted=False).indices
-    return found_Ck
+        indices_Ck = size_CL.masked_fill_(size_CL.isnan(), -torch.inf).topk(k, sorted=False).indices
+    return indices_Ck
 
 
 def above(products_CL: Tensor, b_L: Tensor, floor: float) -> tuple[Tensor, Tensor, Tensor]:
     """(counts_C, places, values) of all products + b above the floor; place c * L + l, in rising order."""
-    found = native.above(products_CL, b_L, floor)
-    if found is None:
+    chosen = native.above(products_CL, b_L, floor)
+    if chosen is None:
         pre_CL = products_CL + b_L
         kept_CL = pre_CL > floor
-        found = kept_CL.sum(1), kept_CL.flatten().nonzero()[:, 0], pre_CL[kept_CL]
-    return found  # type: ignore[return-value]
+        chosen = kept_CL.sum(1), kept_CL.flatten().nonzero()[:, 0], pre_CL[kept_CL]
+    return chosen  # type: ignore[return-value]
 
 
 def choose_by_vector(x_ND: Tensor, W_LD: Tensor, b_L: Tensor, k: int, signed: bool) -> Plan:
-    """The k largest pre = x @ W.T + b (signed: |pre|) of every vector."""
+    """The k largest pre = x @ W.T + b (signed: |pre|) of each vector."""
     b_L = b_L.detach()
     chosen = [largest_in_rows(products_CL, b_L, k, signed) for _, products_CL in products(x_ND, W_LD, exact=False)]
     none = torch.zeros(0, k, dtype=torch.int64, device=x_ND.device)
@@ -75,7 +75,7 @@ def choose_by_vector(x_ND: Tensor, W_LD: Tensor, b_L: Tensor, k: int, signed: bo
 
 
 def choose_by_batch(x_ND: Tensor, W_LD: Tensor, b_L: Tensor, count: int, hint: float) -> Plan:
-    """The `count` largest positive pre = x @ W.T + b of the whole batch (all, where fewer are positive)."""
+    """The `count` largest positive pre = x @ W.T + b of the whole batch; all positive ones if they are fewer."""
     places_M, _ = largest(x_ND, W_LD, b_L, count, hint, exact=False)
     return Plan.of_positions(places_M, len(x_ND), len(W_LD))
 
@@ -89,7 +89,7 @@ def choose_above(x_ND: Tensor, W_LD: Tensor, b_L: Tensor) -> Plan:
 
 
 def threshold_for(x_ND: Tensor, W_LD: Tensor, b_L: Tensor, count: int, hint: float = 0.0) -> Tensor:
-    """Half-way between the count-th largest pre = x @ W.T + b and the next; 0 where no more than count are positive."""
+    """Half-way between the count-th largest pre = x @ W.T + b and the next; 0 if no more than count are positive."""
     _, values_M = largest(x_ND, W_LD, b_L, count + 1, hint)
     least = values_M.topk(2, largest=False).values if len(values_M) > max(count, 1) else values_M.new_zeros(2)
     return least.mean()
@@ -100,17 +100,17 @@ def largest(
 ) -> tuple[Tensor, Tensor]:
     """(places n * L + l in rising order, values) of the `count` largest positive pre-activations of the batch.
 
-    Candidates above a floor are kept; whenever there are over 2 * count the largest count stay and the floor rises to
-    their least. It starts at `hint`, a guess that only saves time: where fewer than count exceed it, it starts at 0.
+    Candidates above a floor are kept; whenever they are over 2 * count, the largest count stay and the floor rises to
+    the smallest of these. It starts at `hint`, a guess that only saves time: if fewer than count exceed it, at 0.
     """
     b_L = b_L.detach()
     floor, held = max(hint, 0.0), 0
     places, values = [torch.zeros(0, dtype=torch.int64, device=x_ND.device)], [x_ND.new_zeros(0)]
     for start, products_CL in products(x_ND, W_LD, exact):
-        _, found, pre = above(products_CL, b_L, floor)
-        places.append(found + start * len(W_LD))
+        _, places_in_chunk, pre = above(products_CL, b_L, floor)
+        places.append(places_in_chunk + start * len(W_LD))
         values.append(pre)
-        held += len(found)
+        held += len(pre)
         if held > 2 * count:
             kept_places, kept_values = _prune(torch.cat(places), torch.cat(values), count)
             places, values, held, floor = [kept_places], [kept_values], count, kept_values.min().item()
