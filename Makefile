@@ -1,9 +1,9 @@
-# demo · test · check · faults · bench · wheel-check: each installs what it needs into .venv first.
+# demo · test · check · lint · docs · faults · bench · wheel-check: each installs what it needs into .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test check faults bench wheel-check clean
+.PHONY: demo test check lint docs faults bench wheel-check clean
 
 demo: $(INSTALLED)
 	$(BIN)/rayscope demo
@@ -11,12 +11,17 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
 
-check: $(INSTALLED)
+check: lint docs test
+
+lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+
+# Into build/site, without a network.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # Kills at file operations, and broken inputs: both tables, into docs/faults.md. A quarter of an hour on two cores.
 faults: $(INSTALLED)

@@ -4,6 +4,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,10 @@ from rayscope.cli.grammar import at_commas
 from rayscope.cli.groups import groups
 from rayscope.cli.options import declared
 from rayscope.cli.overrides import ready
+from rayscope.dictionaries import base
 
 ROOT = Path(__file__).parents[2]
-PAGES = [path for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))) if path.is_file()]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("docs/studies/*.md"))]
 START = re.compile(
     r"(?:PYTHONPATH=\. )?(?:\.venv/bin/)?rayscope (?:-sc|demo|train|evaluate|features|study|sites|report|benchmark)\b.*"
 )
@@ -174,8 +176,11 @@ def test_command_lines_of_the_pages_compose(shell, tmp_path, monkeypatch, capsys
         f"#!/bin/sh\nfor argument; do printf '%s\\n' \"$argument\"; done >> {arrived}\nprintf '%s\\n' '' >> {arrived}\n"
     )
     stand_in.chmod(0o755)
-    (tmp_path / "my_module.py").write_text("def mine(fit):\n    return None\n")
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/extending.md").read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "my_module.py").write_text("\n".join(blocks), encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(base, "KINDS", dict(base.KINDS))
+    monkeypatch.delitem(sys.modules, "my_module", raising=False)
     script = "\n".join(lines())
     ran = subprocess.run(
         [shell, "-c", script],
