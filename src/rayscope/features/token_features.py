@@ -5,8 +5,8 @@ Latents, signs and thresholds are chosen on validation; what the table holds was
 of Batch that can be read more than once (a stream or a list): validation is read three times, test twice.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pandas as pd
 import torch
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rayscope.model.sites import Site
     from rayscope.streams.stream import Batch
 
+Name = TypeVar("Name", bound=Hashable)
 PREDICATES = ("current", "previous")
 COLUMNS = [
     *("site", "dictionary", "method", "role", "kind", "k", "latents"),
@@ -36,11 +37,11 @@ WHOLE = ("k", "latents", "latent", "sign", "trained_tokens", "appeared_at")  # w
 
 @torch.no_grad()
 def collect(
-    batches: Iterable["Batch"], dictionaries: Mapping[str, Mapping[str, Dictionary]]
-) -> tuple[Labels, dict[str, dict[str, Codes]]]:
+    batches: Iterable["Batch"], dictionaries: Mapping[str, Mapping[Name, Dictionary]]
+) -> tuple[Labels, dict[str, dict[Name, Codes]]]:
     """The labels and every dictionary's codes {site.key: {name: Codes}}, in one pass; only sparse codes are kept."""
     labels: list[tuple[Tensor, Tensor, Tensor]] = []
-    parts: dict[str, dict[str, list[Codes]]] = {
+    parts: dict[str, dict[Name, list[Codes]]] = {
         key: {name: [] for name in named} for key, named in dictionaries.items()
     }
     for batch in batches:

@@ -123,25 +123,25 @@ def reproduced(
     """
     for halves in dictionaries.values():
         check_seeds(halves)
-    named = {
-        key: {f"{half}{seed}": one for half in (0, 1) for seed, one in enumerate(halves[half])}
+    placed = {
+        key: {(half, seed): one for half in (0, 1) for seed, one in enumerate(halves[half])}
         for key, halves in dictionaries.items()
     }
-    known, seen_codes = collect(track(seen, "means by token", unit="batches"), named)
-    here, test_codes = collect(pieces(held_out.test), named)
+    known, seen_codes = collect(track(seen, "means by token", unit="batches"), placed)
+    here, test_codes = collect(pieces(held_out.test), placed)
     readings = [Reading.of(test_N, seen_M) for test_N, seen_M in zip(fields(here), fields(known), strict=True)]
     found: dict[str, list[Counts]] = {}
     for key, halves in dictionaries.items():
         coded = {
-            name: Coded(one.directions, by_latent(test_codes[key].pop(name)), by_latent(seen_codes[key].pop(name)))
-            for name, one in named[key].items()
+            place: Coded(one.directions, by_latent(test_codes[key].pop(place)), by_latent(seen_codes[key].pop(place)))
+            for place, one in placed[key].items()
         }
         seeds, found[key] = len(halves[0]), []
         for seed in range(seeds):
             both = [
                 counts(
-                    coded[f"{half}{seed}"],
-                    (coded[f"{half}{(seed + 1) % seeds}"], coded[f"{1 - half}{(seed - 1) % seeds}"]),
+                    coded[half, seed],
+                    (coded[half, (seed + 1) % seeds], coded[1 - half, (seed - 1) % seeds]),
                     readings,
                     held_out,
                     taus,
