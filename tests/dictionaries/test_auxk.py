@@ -3,12 +3,9 @@
 import pytest
 import torch
 
+from helpers import randn64
 from rayscope.dictionaries.sparse import auxk
 from rayscope.dictionaries.sparse.auxk import auxk_error
-
-
-def randn(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(7919 + seed), dtype=dtype)
 
 
 def dense_error(W_enc, b_enc, b_dec, W_dec, dead_A, x_ND, e_ND, auxk, signed):
@@ -20,9 +17,13 @@ def dense_error(W_enc, b_enc, b_dec, W_dec, dead_A, x_ND, e_ND, auxk, signed):
 
 
 def inputs(N, D, L, dtype=torch.float64):
-    parameters = randn(L, D, dtype=dtype), randn(L, seed=1, dtype=dtype), randn(D, seed=2, dtype=dtype)
-    parameters = *parameters, randn(L, D, seed=3, dtype=dtype)
-    return [p.requires_grad_() for p in parameters], randn(N, D, seed=4, dtype=dtype), randn(N, D, seed=5, dtype=dtype)
+    parameters = randn64(L, D, dtype=dtype), randn64(L, seed=1, dtype=dtype), randn64(D, seed=2, dtype=dtype)
+    parameters = *parameters, randn64(L, D, seed=3, dtype=dtype)
+    return (
+        [p.requires_grad_() for p in parameters],
+        randn64(N, D, seed=4, dtype=dtype),
+        randn64(N, D, seed=5, dtype=dtype),
+    )
 
 
 @pytest.mark.parametrize("signed", [False, True])

@@ -9,6 +9,7 @@ from scipy.optimize import nnls
 from sklearn.linear_model import Lasso
 from torch.nn import functional as F
 
+from helpers import randn64
 from rayscope.dictionaries import Linear, TopK, load, recoded
 from rayscope.dictionaries.coders.fista import lasso
 from rayscope.dictionaries.coders.omp import omp
@@ -18,12 +19,8 @@ from rayscope.dictionaries.linear import CODERS
 from rayscope.evaluation.metrics import fvu
 
 
-def randn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(433_494_437 + seed), dtype=torch.float64)
-
-
 def rows(L, D, seed=7):
-    return F.normalize(randn(L, D, seed=seed))
+    return F.normalize(randn64(L, D, seed=seed))
 
 
 def reference(x_D, rows_kD):
@@ -33,8 +30,8 @@ def reference(x_D, rows_kD):
 @pytest.mark.parametrize("coder", CODERS)
 @pytest.mark.parametrize("signed", [True, False])
 def test_every_coder_is_exact_on_k_orthogonal_rows(coder, signed, tmp_path):
-    W_LD = torch.linalg.qr(randn(12, 12)).Q.float()
-    values_Nk = randn(30, 3, seed=1).float() if signed else randn(30, 3, seed=1).float().abs()
+    W_LD = torch.linalg.qr(randn64(12, 12)).Q.float()
+    values_Nk = randn64(30, 3, seed=1).float() if signed else randn64(30, 3, seed=1).float().abs()
     values_Nk = values_Nk + 0.2 * values_Nk.sign()
     z_NL = F.pad(values_Nk, (0, 9))  # of the first three rows: what the prefix has too
     dictionary = Linear(12, 12, 3, coder, W_LD, torch.full((12,), 5.0), signed)
@@ -49,7 +46,7 @@ def test_every_coder_is_exact_on_k_orthogonal_rows(coder, signed, tmp_path):
 @pytest.mark.parametrize("coder", CODERS)
 def test_rays_are_never_negative_and_k_is_a_bound(coder):
     dictionary = Linear(10, 40, 5, coder, rows(40, 10).float(), signed=False)
-    codes = dictionary.encode_sparse(randn(200, 10, seed=2).float())
+    codes = dictionary.encode_sparse(randn64(200, 10, seed=2).float())
     assert (codes.values_M > 0).all()
     assert codes.offsets.diff().max() <= 5
     assert dictionary.encode_sparse(torch.zeros(2, 10)).values_M.numel() == 0
@@ -67,7 +64,7 @@ def test_topk_of_rays_leaves_the_negative_side():
 
 
 def test_nonnegative_least_squares_is_scipys():
-    x_ND, W_LD = randn(150, 8, seed=3), rows(40, 8)
+    x_ND, W_LD = randn64(150, 8, seed=3), rows(40, 8)
     indices_Nk = torch.stack([torch.randperm(40, generator=torch.Generator().manual_seed(n))[:10] for n in range(150)])
     found_Nk = least_squares(x_ND, W_LD, indices_Nk, False, torch.ones_like(indices_Nk, dtype=torch.bool))
     fitted = [
@@ -79,7 +76,7 @@ def test_nonnegative_least_squares_is_scipys():
 
 
 def test_omp_of_rays_is_the_greedy_loop_with_scipys_nnls():
-    x_ND, W_LD = randn(60, 16, seed=4), rows(48, 16)
+    x_ND, W_LD = randn64(60, 16, seed=4), rows(48, 16)
     indices_Nk, values_Nk = omp(x_ND, W_LD, 6, signed=False)
     for x_D, found_k, values_k in zip(x_ND, indices_Nk, values_Nk, strict=True):
         chosen, residual_D = [], x_D
@@ -95,7 +92,7 @@ def test_omp_of_rays_is_the_greedy_loop_with_scipys_nnls():
 
 @pytest.mark.parametrize("signed", [True, False])
 def test_the_lasso_is_scikit_learns(signed):
-    x_ND, W_LD = randn(8, 15, seed=5), rows(30, 15)
+    x_ND, W_LD = randn64(8, 15, seed=5), rows(30, 15)
     penalty_N = torch.linspace(0.1, 0.6, 8).double()
     found_NL = lasso(x_ND, W_LD, penalty_N, signed, 5000, 1e-10)
     for x_D, penalty, z_L in zip(x_ND, penalty_N, found_NL, strict=True):
@@ -106,7 +103,7 @@ def test_the_lasso_is_scikit_learns(signed):
 
 @pytest.mark.parametrize("signed", [True, False])
 def test_gradient_pursuit_becomes_least_squares_on_its_support(signed):
-    x_ND, W_LD = randn(40, 20, seed=6), rows(60, 20)
+    x_ND, W_LD = randn64(40, 20, seed=6), rows(60, 20)
     indices_Nk, values_Nk = pursuit(x_ND, W_LD, 5, signed, steps=500)
     used_Nk = torch.ones_like(indices_Nk, dtype=torch.bool)
     expected_Nk = least_squares(x_ND, W_LD, indices_Nk, signed, used_Nk)
@@ -117,7 +114,7 @@ def test_gradient_pursuit_becomes_least_squares_on_its_support(signed):
 
 @pytest.mark.parametrize("signed", [True, False])
 def test_one_step_of_gradient_pursuit_never_raises_the_error(signed):
-    x_ND, W_LD = randn(100, 20, seed=8), rows(60, 20)
+    x_ND, W_LD = randn64(100, 20, seed=8), rows(60, 20)
     errors = []
     for k in range(1, 9):
         indices_Nk, values_Nk = pursuit(x_ND, W_LD, k, signed)
@@ -146,8 +143,8 @@ def test_coders_find_planted_codes_among_many_directions(signed):
 def test_recoded_keeps_directions_and_sign():
     learned = TopK(12, 30, 3, seed=1)
     with torch.no_grad():
-        learned.W_enc_LD.copy_(randn(30, 12, seed=9))  # a bad encoder of the same directions
-    x_ND = randn(300, 12, seed=10).float()
+        learned.W_enc_LD.copy_(randn64(30, 12, seed=9))  # a bad encoder of the same directions
+    x_ND = randn64(300, 12, seed=10).float()
     best = recoded(learned, "omp")
     assert (best.k, best.signed, best.provenance["recoded"]) == (3, False, "topk")
     torch.testing.assert_close(best.directions, learned.directions)

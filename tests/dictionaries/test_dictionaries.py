@@ -13,6 +13,7 @@ import torch
 from sklearn.linear_model import orthogonal_mp
 from torch.nn import functional as F
 
+from helpers import fit, planted_world, randn, sample, tokens_of
 from rayscope.baselines import pca
 from rayscope.dictionaries import (
     L1,
@@ -36,33 +37,11 @@ from rayscope.dictionaries import (
 from rayscope.dictionaries.coders.omp import omp
 from rayscope.streams.statistics import Moments
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 BY_K = [TopK, AbsTopK, BatchTopK, MatryoshkaTopK, MatryoshkaAbsTopK, MatryoshkaBatchTopK, TiedTopK, BottleneckTopK]
 BY_K += [TokenBiasTopK]
 LEARNED = [*BY_K, JumpReLU, Gated, L1]
 OWN = {BottleneckTopK: {"rank": 3}, TokenBiasTopK: {"vocabulary": 11}}  # arguments that only these take
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors this small gain nothing from two, and wait long for the second where the machine is busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def randn(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(104_729 + seed), dtype=dtype)
-
-
-def sample(N=200, D=16, seed=0):
-    """Off-centre, of a scale far from 1."""
-    return 7 * randn(N, D, seed=seed) + 20
-
-
-def tokens_of(x_ND):
-    """A token for each vector, 7 different ones."""
-    return x_ND[:, 0].abs().long() % 7
 
 
 def trained(cls, steps=20, D=16, L=40, k=4, **arguments):
@@ -70,18 +49,6 @@ def trained(cls, steps=20, D=16, L=40, k=4, **arguments):
     dictionary.prepare(sample(D=D), dead_window=600, tokens_N=tokens_of(sample(D=D)))
     fit(dictionary, (sample(D=D, seed=step + 1) for step in range(steps)))
     return dictionary
-
-
-def fit(dictionary, batches, lr_at=lambda step: 1.0, tokens=tokens_of):
-    optimizer = torch.optim.Adam([p for p in dictionary.parameters() if p.requires_grad], lr=dictionary.lr)
-    for step, x_ND in enumerate(batches):
-        optimizer.param_groups[0]["lr"] = dictionary.lr * lr_at(step)
-        optimizer.zero_grad()
-        passed = dictionary.training_pass(x_ND, tokens(x_ND))
-        passed.loss.backward()
-        dictionary.project_gradients()
-        optimizer.step()
-        dictionary.after_step(passed)
 
 
 def linear(coder):
@@ -477,19 +444,6 @@ def test_omp_stops_where_nothing_is_left():
     assert z_NL.isfinite().all()
     torch.testing.assert_close(z_NL @ W_LD, x_ND, rtol=1e-4, atol=1e-4)
     assert z_NL[2].nonzero().tolist() == [[5]]
-
-
-def planted_world(D, features, active, N, seed):
-    """x = mean + sum of the features that fire; feature i fires with p ~ 1 / (i + 8), `active` of them on average."""
-    generator = torch.Generator().manual_seed(982_451_653 + seed)
-    world = torch.Generator().manual_seed(15_485_863)
-    directions_FD = F.normalize(torch.randn(features, D, generator=world))
-    mean_D = torch.randn(D, generator=world)
-    firing_F = 1 / (torch.arange(features) + 8.0)
-    firing_F *= active / firing_F.sum()
-    fires_NF = torch.rand(N, features, generator=generator) < firing_F
-    sizes_NF = 1 + 0.25 * torch.randn(N, features, generator=generator).abs()
-    return directions_FD, mean_D + (fires_NF * sizes_NF) @ directions_FD
 
 
 def test_topk_recovers_a_planted_world_and_pca_does_not():

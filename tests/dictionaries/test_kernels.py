@@ -5,13 +5,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from helpers import randn64
 from rayscope.dictionaries.sparse import native
 from rayscope.dictionaries.sparse.kernels import Plan, gather_dot, sparse_decode
 from rayscope.dictionaries.sparse.selection import choose_by_vector
-
-
-def randn(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(7919 + seed), dtype=dtype)
 
 
 def ragged_plan(latents=7):
@@ -20,8 +17,8 @@ def ragged_plan(latents=7):
 
 
 def test_gather_dot_passes_gradcheck():
-    x_ND, plan = randn(5, 3), ragged_plan()
-    inputs = [randn(7, 3, seed=1), randn(7, seed=2), randn(3, seed=3)]
+    x_ND, plan = randn64(5, 3), ragged_plan()
+    inputs = [randn64(7, 3, seed=1), randn64(7, seed=2), randn64(3, seed=3)]
     assert torch.autograd.gradcheck(
         lambda W, b, c: gather_dot(x_ND, W, b, c, plan), [t.requires_grad_() for t in inputs]
     )
@@ -29,12 +26,18 @@ def test_gather_dot_passes_gradcheck():
 
 def test_sparse_decode_passes_gradcheck():
     plan = ragged_plan()
-    inputs = [randn(8, seed=1).requires_grad_(), randn(7, 3, seed=2).requires_grad_()]
+    inputs = [randn64(8, seed=1).requires_grad_(), randn64(7, 3, seed=2).requires_grad_()]
     assert torch.autograd.gradcheck(lambda values, W: sparse_decode(values, W, plan), inputs)
 
 
 def test_values_and_decode_equal_the_dense_ones():
-    x_ND, W_LD, b_L, c_D, plan = randn(5, 3), randn(7, 3, seed=1), randn(7, seed=2), randn(3, seed=3), ragged_plan()
+    x_ND, W_LD, b_L, c_D, plan = (
+        randn64(5, 3),
+        randn64(7, 3, seed=1),
+        randn64(7, seed=2),
+        randn64(3, seed=3),
+        ragged_plan(),
+    )
     pre_NL = (x_ND - c_D) @ W_LD.T + b_L
     values_M = gather_dot(x_ND, W_LD, b_L, c_D, plan)
     torch.testing.assert_close(values_M, pre_NL[plan.rows_M, plan.indices_M])
@@ -44,8 +47,8 @@ def test_values_and_decode_equal_the_dense_ones():
 
 def test_no_pairs_at_all():
     plan = Plan(torch.zeros(0, dtype=torch.int64), torch.zeros(4, dtype=torch.int64), 7)
-    W_LD, b_L, c_D = (t.requires_grad_() for t in (randn(7, 3), randn(7), randn(3)))
-    x_hat_ND = sparse_decode(gather_dot(randn(3, 3), W_LD, b_L, c_D, plan), W_LD, plan)
+    W_LD, b_L, c_D = (t.requires_grad_() for t in (randn64(7, 3), randn64(7), randn64(3)))
+    x_hat_ND = sparse_decode(gather_dot(randn64(3, 3), W_LD, b_L, c_D, plan), W_LD, plan)
     x_hat_ND.sum().backward()
     assert x_hat_ND.shape == (3, 3)
     assert all((t.grad == 0).all() for t in (W_LD, b_L, c_D))
@@ -53,12 +56,12 @@ def test_no_pairs_at_all():
 
 def test_x_that_asks_for_a_gradient_is_refused():
     with pytest.raises(ValueError, match="detach"):
-        gather_dot(randn(5, 3).requires_grad_(), randn(7, 3), randn(7), randn(3), ragged_plan())
+        gather_dot(randn64(5, 3).requires_grad_(), randn64(7, 3), randn64(7), randn64(3), ragged_plan())
 
 
 def test_pairs_in_float32_are_those_of_pytorch(monkeypatch):
     """130 numbers a row: two whole pieces of 64 and a part."""
-    x_ND, W_LD, plan = randn(5, 130, dtype=torch.float32), randn(7, 130, seed=1, dtype=torch.float32), ragged_plan()
+    x_ND, W_LD, plan = randn64(5, 130, dtype=torch.float32), randn64(7, 130, seed=1, dtype=torch.float32), ragged_plan()
     expected_M = (x_ND[plan.rows_M].double() * W_LD[plan.indices_M].double()).sum(1).float()
     torch.testing.assert_close(plan.dots(x_ND, W_LD), expected_M)
     monkeypatch.setattr(native, "library", lambda: None)
@@ -66,9 +69,9 @@ def test_pairs_in_float32_are_those_of_pytorch(monkeypatch):
 
 
 def test_a_step_repeats_bitwise():
-    x_ND = randn(1500, 128, dtype=torch.float32)
+    x_ND = randn64(1500, 128, dtype=torch.float32)
     shapes = [(2048, 128), (2048,), (128,)]  # enough weights to choose in bfloat16, where that pays
-    parameters = [nn.Parameter(randn(*shape, seed=i, dtype=torch.float32)) for i, shape in enumerate(shapes)]
+    parameters = [nn.Parameter(randn64(*shape, seed=i, dtype=torch.float32)) for i, shape in enumerate(shapes)]
     runs = []
     for _ in range(3):
         W_LD, b_L, c_D = parameters

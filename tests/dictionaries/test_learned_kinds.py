@@ -5,9 +5,9 @@ N vectors, D site width, L latents, F planted features.
 
 import pytest
 import torch
-from test_dictionaries import fit, randn, sample
 from torch.nn import functional as F
 
+from helpers import fit, randn, sample
 from rayscope.dictionaries import (
     KINDS,
     AbsTopK,

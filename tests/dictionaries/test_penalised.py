@@ -5,10 +5,10 @@ import math
 
 import pytest
 import torch
-from test_dictionaries import fit, planted_world, randn, sample
 from torch.autograd import Function
 from torch.nn import functional as F
 
+from helpers import fit, planted_world, randn, sample
 from rayscope.dictionaries import L1, Gated, JumpReLU, load
 
 pytestmark = pytest.mark.usefixtures("one_thread")

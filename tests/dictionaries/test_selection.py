@@ -6,12 +6,9 @@ import sys
 import pytest
 import torch
 
+from helpers import randn64
 from rayscope.dictionaries.sparse import native, selection
 from rayscope.dictionaries.sparse.selection import above, choose_by_batch, choose_by_vector, largest, largest_in_rows
-
-
-def randn(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(7919 + seed), dtype=dtype)
 
 
 @pytest.fixture(params=["select.c", "pytorch"])
@@ -27,7 +24,7 @@ def scan(request, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_choice_by_vector_is_topk_of_the_dense_matrix(signed, dtype, scan, monkeypatch):
     monkeypatch.setattr(selection, "CHUNK", 8 * 30)  # 21 vectors: two whole chunks and a part
-    x_ND, W_LD, b_L = randn(21, 6, dtype=dtype), randn(30, 6, seed=1, dtype=dtype), randn(30, seed=2, dtype=dtype)
+    x_ND, W_LD, b_L = randn64(21, 6, dtype=dtype), randn64(30, 6, seed=1, dtype=dtype), randn64(30, seed=2, dtype=dtype)
     plan = choose_by_vector(x_ND, W_LD, b_L, 4, signed)
     pre_NL = x_ND @ W_LD.T + b_L
     size_NL = pre_NL.abs() if signed else pre_NL
@@ -38,7 +35,7 @@ def test_choice_by_vector_is_topk_of_the_dense_matrix(signed, dtype, scan, monke
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_choice_by_batch_is_topk_of_the_flattened_matrix(hint, dtype, scan, monkeypatch):
     monkeypatch.setattr(selection, "CHUNK", 8 * 30)
-    x_ND, W_LD, b_L = randn(21, 6, dtype=dtype), randn(30, 6, seed=1, dtype=dtype), randn(30, seed=2, dtype=dtype)
+    x_ND, W_LD, b_L = randn64(21, 6, dtype=dtype), randn64(30, 6, seed=1, dtype=dtype), randn64(30, seed=2, dtype=dtype)
     plan = choose_by_batch(x_ND, W_LD, b_L, 21 * 3, hint)
     pre_NL = x_ND @ W_LD.T + b_L
     expected = pre_NL.flatten().topk(63).indices.sort().values
@@ -55,7 +52,7 @@ def test_choice_by_batch_is_topk_of_the_flattened_matrix(hint, dtype, scan, monk
     [(4096, 8), (1013, 9), (2500, 512), (130, 100), (5, 5), (777, 1)],
 )
 def test_the_largest_of_each_row_are_topk_s(columns, k, signed, dtype, scan):
-    products_CL, b_L = randn(50, columns).to(dtype), randn(columns, seed=1).float()
+    products_CL, b_L = randn64(50, columns).to(dtype), randn64(columns, seed=1).float()
     products_CL[3] = 0  # one value everywhere
     b_L[: columns // 2] = 0
     products_CL[4] *= 1e30
@@ -77,7 +74,7 @@ def test_rows_that_are_not_finite_give_k_different_columns(scan):
 def test_of_equal_scores_the_lower_columns_are_chosen():
     if native.library() is None:
         pytest.skip("no C compiler here")
-    products_CL = (randn(40, 1500).float() * 2).round()
+    products_CL = (randn64(40, 1500).float() * 2).round()
     found = largest_in_rows(products_CL, torch.zeros(1500), 20, False)
     expected = products_CL.sort(descending=True, stable=True).indices[:, :20]
     assert found.sort().values.equal(expected.sort().values)
@@ -94,7 +91,7 @@ def test_no_vectors_at_all(of_batch, scan):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("columns", [64, 200, 33])
 def test_all_above_a_floor(columns, dtype, scan):
-    products_CL, b_L = randn(20, columns).to(dtype), randn(columns, seed=1).float()
+    products_CL, b_L = randn64(20, columns).to(dtype), randn64(columns, seed=1).float()
     pre_CL = products_CL + b_L
     floor = pre_CL[7, 5].item()  # itself is not above
     counts_C, places, values = above(products_CL, b_L, floor)
@@ -106,7 +103,7 @@ def test_all_above_a_floor(columns, dtype, scan):
 def test_threads_change_nothing():
     if native.library() is None:
         pytest.skip("no C compiler here")
-    products_CL, b_L, before = randn(101, 700).float(), randn(700, seed=1).float(), torch.get_num_threads()
+    products_CL, b_L, before = randn64(101, 700).float(), randn64(700, seed=1).float(), torch.get_num_threads()
     try:
         found = []
         for threads in (1, 3):
@@ -118,7 +115,9 @@ def test_threads_change_nothing():
 
 
 def test_choice_in_bfloat16_is_nearly_the_exact_one(monkeypatch):
-    x_ND, W_LD, b_L = (randn(*s, seed=i, dtype=torch.float32) for i, s in enumerate([(600, 256), (2048, 256), (2048,)]))
+    x_ND, W_LD, b_L = (
+        randn64(*s, seed=i, dtype=torch.float32) for i, s in enumerate([(600, 256), (2048, 256), (2048,)])
+    )
     chosen = []
     for pays in (True, False):  # right on every CPU, if slow on most
         monkeypatch.setattr(selection, "bfloat16_pays", lambda W_LD, pays=pays: pays)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from test_dictionaries import randn
 from torch import nn
 from torch.nn import functional as F
 
+from helpers import randn
 from rayscope.dictionaries import TopK
 from rayscope.dictionaries.learned.units import Units
 from rayscope.model.sites import Site

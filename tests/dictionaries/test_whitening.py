@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 from sklearn.covariance import LedoitWolf
-from test_dictionaries import fit, randn
 from torch.nn import functional as F
 
+from helpers import fit, randn
 from rayscope.dictionaries import KINDS, Learned, load
 from rayscope.dictionaries.learned.whitening import Whitening, ledoit_wolf
 from rayscope.evaluation.matching import nearest

@@ -5,11 +5,8 @@ import torch
 from torch.nn import functional as F
 from transformers.activations import NewGELUActivation
 
+from helpers import randn
 from rayscope.model.bfloat16 import attention, causal, gelu
-
-
-def randn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(7919 + seed))
 
 
 @pytest.mark.parametrize("context", [1, 63, 64, 65, 300])  # less than a block, one, one and a part, blocks of 128
