@@ -211,7 +211,7 @@ def test_bad_arguments(cls, arguments, message):
 
 @pytest.mark.parametrize("kind", [JumpReLU, Gated, L1])
 def test_a_saved_dictionary_learns_in_the_units_that_it_had(kind, tmp_path):
-    """Unfolded after the input scale was folded into a file, its losses (JumpReLU's bandwidth is in scaled units) return."""
+    """A file has the input scale folded in; unfolded, losses are as before (JumpReLU's bandwidth is scaled)."""
     x_ND = 50 * torch.randn(512, 8, generator=torch.Generator().manual_seed(3)) + 7
     before = kind(8, 32, 4, coefficient=1.0)
     before.prepare(x_ND, 10**6)

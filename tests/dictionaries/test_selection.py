@@ -25,10 +25,10 @@ def scan(request, monkeypatch):
 def test_choice_by_vector_is_topk_of_the_dense_matrix(signed, dtype, scan, monkeypatch):
     monkeypatch.setattr(selection, "CHUNK", 8 * 30)  # 21 vectors: two whole chunks and a part
     x_ND, W_LD, b_L = randn64(21, 6, dtype=dtype), randn64(30, 6, seed=1, dtype=dtype), randn64(30, seed=2, dtype=dtype)
-    plan = choose_by_vector(x_ND, W_LD, b_L, 4, signed)
+    pattern = choose_by_vector(x_ND, W_LD, b_L, 4, signed)
     pre_NL = x_ND @ W_LD.T + b_L
     size_NL = pre_NL.abs() if signed else pre_NL
-    assert plan.indices_M.view(21, 4).sort().values.equal(size_NL.topk(4).indices.sort().values)
+    assert pattern.indices_M.view(21, 4).sort().values.equal(size_NL.topk(4).indices.sort().values)
 
 
 @pytest.mark.parametrize("hint", [0.0, 0.5, 100.0])
@@ -36,10 +36,10 @@ def test_choice_by_vector_is_topk_of_the_dense_matrix(signed, dtype, scan, monke
 def test_choice_by_batch_is_topk_of_the_flattened_matrix(hint, dtype, scan, monkeypatch):
     monkeypatch.setattr(selection, "CHUNK", 8 * 30)
     x_ND, W_LD, b_L = randn64(21, 6, dtype=dtype), randn64(30, 6, seed=1, dtype=dtype), randn64(30, seed=2, dtype=dtype)
-    plan = choose_by_batch(x_ND, W_LD, b_L, 21 * 3, hint)
+    pattern = choose_by_batch(x_ND, W_LD, b_L, 21 * 3, hint)
     pre_NL = x_ND @ W_LD.T + b_L
     expected = pre_NL.flatten().topk(63).indices.sort().values
-    assert (plan.rows_M * 30 + plan.indices_M).equal(expected)
+    assert (pattern.rows_M * 30 + pattern.indices_M).equal(expected)
     places, values = largest(x_ND, W_LD, b_L, 10**6, hint)
     assert len(places) == (pre_NL > 0).sum()
     torch.testing.assert_close(values, pre_NL.flatten()[places])
@@ -83,9 +83,9 @@ def test_of_equal_scores_the_lower_columns_are_chosen():
 @pytest.mark.parametrize("of_batch", [False, True])
 def test_no_vectors_at_all(of_batch, scan):
     x_ND, W_LD, b_L = torch.zeros(0, 6), torch.ones(30, 6), torch.zeros(30)
-    plan = choose_by_batch(x_ND, W_LD, b_L, 0, 0.0) if of_batch else choose_by_vector(x_ND, W_LD, b_L, 4, False)
-    assert len(plan) == 0
-    assert plan.offsets.equal(torch.zeros(1, dtype=torch.int64))
+    pattern = choose_by_batch(x_ND, W_LD, b_L, 0, 0.0) if of_batch else choose_by_vector(x_ND, W_LD, b_L, 4, False)
+    assert len(pattern) == 0
+    assert pattern.offsets.equal(torch.zeros(1, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -125,7 +125,7 @@ def test_choice_in_bfloat16_is_nearly_the_exact_one(monkeypatch):
     fast, exact = chosen
     pre_NL = x_ND @ W_LD.T + b_L
     assert exact.indices_M.view(-1, 8).sort().values.equal(pre_NL.topk(8).indices.sort().values)
-    fast_sum, exact_sum = (pre_NL.gather(1, plan.indices_M.view(-1, 8)).sum() for plan in (fast, exact))
+    fast_sum, exact_sum = (pre_NL.gather(1, pattern.indices_M.view(-1, 8)).sum() for pattern in (fast, exact))
     assert fast_sum > 0.999 * exact_sum
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from rayscope.dictionaries import Codes
 from rayscope.streams.positions import VIEWS
 
-LEVELS = 256  # the 8 bits of a value that metrics.bits counts
+LEVELS = 256  # the 8 bits of a value that code_length.bits counts
 
 
 class Calibration:

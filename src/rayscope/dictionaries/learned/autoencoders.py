@@ -10,7 +10,7 @@ from rayscope.dictionaries.learned.base import Learned
 from rayscope.dictionaries.learned.training_pass import TrainingPass
 from rayscope.dictionaries.learned.units import Units
 from rayscope.dictionaries.learned.vectors import full_precision
-from rayscope.dictionaries.sparse.kernels import Plan
+from rayscope.dictionaries.sparse.kernels import SparsePattern
 from rayscope.dictionaries.sparse.selection import (
     above,
     choose_by_batch,
@@ -23,7 +23,7 @@ from rayscope.dictionaries.sparse.selection import (
 class ByVector(Learned):
     """The k latents of each vector with the largest pre (rays) or |pre| (signed)."""
 
-    def choose(self, centred_ND: Tensor) -> Plan:
+    def choose(self, centred_ND: Tensor) -> SparsePattern:
         return choose_by_vector(centred_ND, self.W_enc_LD, self.b_enc_L, self.k, self.signed)
 
     def active_codes(self, products_CL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -69,7 +69,7 @@ class BatchTopK(Learned):
         self.register_buffer("threshold_mean", torch.zeros((), dtype=torch.float64))
         self.register_buffer("threshold_steps", torch.zeros((), dtype=torch.int64))
 
-    def choose(self, centred_ND: Tensor) -> Plan:
+    def choose(self, centred_ND: Tensor) -> SparsePattern:
         count = len(centred_ND) * self.k
         return choose_by_batch(centred_ND, self.W_enc_LD, self.b_enc_L, count, self._hint())
 

@@ -20,7 +20,7 @@ from rayscope.dictionaries.learned.units import Units
 from rayscope.dictionaries.learned.vectors import check_finite, full_precision, spread, within_caps
 from rayscope.dictionaries.learned.whitening import Whitening
 from rayscope.dictionaries.sparse.auxk import auxk_error
-from rayscope.dictionaries.sparse.kernels import Plan, gather_dot, sparse_decode
+from rayscope.dictionaries.sparse.kernels import SparsePattern, gather_dot, sparse_decode
 from rayscope.dictionaries.sparse.selection import products
 
 
@@ -99,7 +99,7 @@ class Learned(Dictionary):
         return self.output_units.invert(self.b_dec_D)
 
     @abstractmethod
-    def choose(self, centred_ND: Tensor) -> Plan:
+    def choose(self, centred_ND: Tensor) -> SparsePattern:
         """Which latents each vector uses in training."""
 
     @abstractmethod
@@ -174,10 +174,10 @@ class Learned(Dictionary):
             total, dead_A = spread(goal_ND), self.firing.dead_L.nonzero()[:, 0]
             y_ND = self._unknown(y_ND, tokens_N)
             goal_ND = y_ND if itself else self._unknown(goal_ND, tokens_N)
-            plan = self.choose(y_ND - self.centre_D.detach())
-            values_M, pre_M = self._codes(y_ND, plan)
-            gained_M = values_M if self.gain_L is None else values_M * self.gain_L[plan.indices_M]
-            residuals = self._residuals(goal_ND, plan, gained_M)
+            pattern = self.choose(y_ND - self.centre_D.detach())
+            values_M, pre_M = self._codes(y_ND, pattern)
+            gained_M = values_M if self.gain_L is None else values_M * self.gain_L[pattern.indices_M]
+            residuals = self._residuals(goal_ND, pattern, gained_M)
             errors = [residual_ND.square().sum() / total for residual_ND in residuals]
             losses = {"reconstruction": torch.stack(errors).mean(), "auxk": y_ND.new_zeros(())}
             if len(dead_A) and self.auxk:
@@ -185,12 +185,12 @@ class Learned(Dictionary):
                 parameters = self.W_enc_LD, self._auxk_bias(), self.centre_D, self.W_dec_LD
                 error = auxk_error(*parameters, dead_A, y_ND, e_ND, self.auxk, self.signed)
                 losses["auxk"] = self.auxk_coefficient * error / spread(e_ND)
-            losses |= self.penalties(y_ND, plan, pre_M, values_M)
+            losses |= self.penalties(y_ND, pattern, pre_M, values_M)
         fvu = errors[-1].detach()
         if self.output_units.whitening is not None:
             error_ND = self.output_units.unwhiten(residuals[-1].detach()) / self.output_units.scale
             fvu = error_ND.square().sum() / spread((x_ND if itself else target_ND).detach().to(error_ND.dtype))
-        return TrainingPass(losses, plan, values_M.detach(), residuals[-1], tokens_N, fvu)
+        return TrainingPass(losses, pattern, values_M.detach(), residuals[-1], tokens_N, fvu)
 
     def _centred(self, x_ND: Tensor, tokens_N: Tensor | None) -> Tensor:
         return self._unknown(self.input_units(x_ND), tokens_N) - self.centre_D.detach()
@@ -199,20 +199,20 @@ class Learned(Dictionary):
         """What is left to code of s x: all of it, unless the kind reads tokens."""
         return y_ND
 
-    def _residuals(self, goal_ND: Tensor, plan: Plan, values_M: Tensor) -> list[Tensor]:
+    def _residuals(self, goal_ND: Tensor, pattern: SparsePattern, values_M: Tensor) -> list[Tensor]:
         """The (N, D) residuals whose mean FVU is minimised; the last is the whole decode's."""
-        return [goal_ND - (sparse_decode(values_M, self.W_dec_LD, plan) + self.b_dec_D)]
+        return [goal_ND - (sparse_decode(values_M, self.W_dec_LD, pattern) + self.b_dec_D)]
 
-    def _codes(self, x_ND: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
-        """(values, pre) of the pairs of a plan."""
-        pre_M = gather_dot(x_ND, self.W_enc_LD, self.b_enc_L, self.centre_D, plan)
+    def _codes(self, x_ND: Tensor, pattern: SparsePattern) -> tuple[Tensor, Tensor]:
+        """(values, pre) of the pairs of a pattern."""
+        pre_M = gather_dot(x_ND, self.W_enc_LD, self.b_enc_L, self.centre_D, pattern)
         return pre_M if self.signed else pre_M.relu(), pre_M
 
     def _auxk_bias(self) -> Tensor:
         """The b_enc that AuxK reads dead latents with."""
         return self.b_enc_L
 
-    def penalties(self, x_ND: Tensor, plan: Plan, pre_M: Tensor, values_M: Tensor) -> dict[str, Tensor]:
+    def penalties(self, x_ND: Tensor, pattern: SparsePattern, pre_M: Tensor, values_M: Tensor) -> dict[str, Tensor]:
         """Further losses by name, from the scaled x and what `_codes` returned."""
         return {}
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rayscope.dictionaries.base import whole
 from rayscope.dictionaries.learned.autoencoders import TopK
-from rayscope.dictionaries.sparse.kernels import Plan, gather_dot
+from rayscope.dictionaries.sparse.kernels import SparsePattern, gather_dot
 from rayscope.dictionaries.sparse.selection import choose_by_vector, largest_in_rows
 
 
@@ -49,15 +49,15 @@ class BottleneckTopK(TopK):
             if W_LD is not None:
                 W_LD[self.rays :] = leading_rD.to(W_LD.dtype)
 
-    def choose(self, centred_ND: Tensor) -> Plan:
+    def choose(self, centred_ND: Tensor) -> SparsePattern:
         rays, N = self.rays, len(centred_ND)
-        plan = choose_by_vector(centred_ND, self.W_enc_LD[:rays], self.b_enc_L[:rays], self.k, self.signed)
+        pattern = choose_by_vector(centred_ND, self.W_enc_LD[:rays], self.b_enc_L[:rays], self.k, self.signed)
         dense_Nr = torch.arange(rays, self.latents, device=centred_ND.device).expand(N, -1)
-        return Plan.of_rows(torch.cat([plan.indices_M.view(N, self.k), dense_Nr], 1), self.latents)
+        return SparsePattern.of_rows(torch.cat([pattern.indices_M.view(N, self.k), dense_Nr], 1), self.latents)
 
-    def _codes(self, x_ND: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
-        pre_M = gather_dot(x_ND, self.W_enc_LD, self.b_enc_L, self.centre_D, plan)
-        return self._activation(pre_M, plan.indices_M), pre_M
+    def _codes(self, x_ND: Tensor, pattern: SparsePattern) -> tuple[Tensor, Tensor]:
+        pre_M = gather_dot(x_ND, self.W_enc_LD, self.b_enc_L, self.centre_D, pattern)
+        return self._activation(pre_M, pattern.indices_M), pre_M
 
     def _activation(self, pre: Tensor, indices: Tensor) -> Tensor:
         return torch.where(indices < self.rays, pre.relu(), pre)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from rayscope.dictionaries.learned.penalised import Penalised
 from rayscope.dictionaries.learned.units import Units
 from rayscope.dictionaries.learned.vectors import spread
-from rayscope.dictionaries.sparse.kernels import Plan, gather_dot, of_latents, sparse_decode
+from rayscope.dictionaries.sparse.kernels import SparsePattern, gather_dot, of_latents, sparse_decode
 from rayscope.dictionaries.sparse.selection import above
 
 
@@ -40,15 +40,15 @@ class Gated(Penalised):
         counts_C = (places[fires] // self.latents).bincount(minlength=len(products_CL))
         return counts_C, indices[fires], values[fires]
 
-    def _codes(self, x_ND: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
-        dot_M = gather_dot(x_ND, self.W_enc_LD, torch.zeros_like(self.b_enc_L), self.centre_D, plan)
-        gate_M = dot_M + of_latents(self.b_enc_L, plan)
-        size_M = dot_M * of_latents(self.r_mag_L, plan).exp() + of_latents(self.b_mag_L, plan)
+    def _codes(self, x_ND: Tensor, pattern: SparsePattern) -> tuple[Tensor, Tensor]:
+        dot_M = gather_dot(x_ND, self.W_enc_LD, torch.zeros_like(self.b_enc_L), self.centre_D, pattern)
+        gate_M = dot_M + of_latents(self.b_enc_L, pattern)
+        size_M = dot_M * of_latents(self.r_mag_L, pattern).exp() + of_latents(self.b_mag_L, pattern)
         return size_M.relu() * (gate_M > 0), gate_M
 
-    def penalties(self, x_ND: Tensor, plan: Plan, pre_M: Tensor, values_M: Tensor) -> dict[str, Tensor]:
+    def penalties(self, x_ND: Tensor, pattern: SparsePattern, pre_M: Tensor, values_M: Tensor) -> dict[str, Tensor]:
         gate_M, whole = pre_M.relu(), spread(x_ND)
-        missed_ND = x_ND - (sparse_decode(gate_M, self.W_dec_LD.detach(), plan) + self.b_dec_D.detach())
+        missed_ND = x_ND - (sparse_decode(gate_M, self.W_dec_LD.detach(), pattern) + self.b_dec_D.detach())
         total = gate_M.sum() / (whole / len(x_ND)).sqrt()
         return {
             "sparsity": (self.pressure * total / len(x_ND)).to(x_ND),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rayscope.dictionaries.learned.penalised import Penalised
 from rayscope.dictionaries.learned.units import Units
-from rayscope.dictionaries.sparse.kernels import Plan, gather_dot, of_latents
+from rayscope.dictionaries.sparse.kernels import SparsePattern, gather_dot, of_latents
 from rayscope.dictionaries.sparse.selection import above, choose_above
 
 SPARSITIES = ("quadratic", "step", "tanh")
@@ -55,7 +55,7 @@ class JumpReLU(Penalised):
     def _start_at(self, threshold: Tensor) -> None:
         self.log_theta_L.copy_(threshold.clamp_min(1e-3).log())
 
-    def choose(self, centred_ND: Tensor) -> Plan:
+    def choose(self, centred_ND: Tensor) -> SparsePattern:
         """Codes, and latents less than h / 2 below their threshold."""
         lowest_L = self.theta_L - self.bandwidth / 2
         return choose_above(centred_ND, self.W_enc_LD, self.b_enc_L - lowest_L)
@@ -66,14 +66,14 @@ class JumpReLU(Penalised):
         indices = places % self.latents
         return counts_C, indices, products_CL.flatten()[places] + b_enc_L[indices]
 
-    def _codes(self, x_ND: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
-        pre_M = gather_dot(x_ND, self.W_enc_LD, self.b_enc_L, self.centre_D, plan)
-        step_M, theta_M = self._step(pre_M.detach(), plan)
+    def _codes(self, x_ND: Tensor, pattern: SparsePattern) -> tuple[Tensor, Tensor]:
+        pre_M = gather_dot(x_ND, self.W_enc_LD, self.b_enc_L, self.centre_D, pattern)
+        step_M, theta_M = self._step(pre_M.detach(), pattern)
         return pre_M * step_M.detach() + theta_M * (step_M - step_M.detach()), pre_M
 
-    def _step(self, pre_M: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
+    def _step(self, pre_M: Tensor, pattern: SparsePattern) -> tuple[Tensor, Tensor]:
         """(1 above theta and 0 below, with the rectangle's gradient to theta; theta without gradient)."""
-        theta_M = of_latents(self.log_theta_L, plan).exp()
+        theta_M = of_latents(self.log_theta_L, pattern).exp()
         fixed_M = theta_M.detach()
         near_M = ((pre_M - fixed_M).abs() < self.bandwidth / 2).to(pre_M)
         return (pre_M > fixed_M).to(pre_M) - near_M / self.bandwidth * (theta_M - fixed_M), fixed_M
@@ -81,11 +81,11 @@ class JumpReLU(Penalised):
     def _auxk_bias(self) -> Tensor:
         return self.b_enc_L
 
-    def penalties(self, x_ND: Tensor, plan: Plan, pre_M: Tensor, values_M: Tensor) -> dict[str, Tensor]:
+    def penalties(self, x_ND: Tensor, pattern: SparsePattern, pre_M: Tensor, values_M: Tensor) -> dict[str, Tensor]:
         if self.sparsity == "tanh":
             total = (self.steepness * values_M).tanh().sum()
         else:
-            total = self._step(pre_M.detach(), plan)[0].sum()
+            total = self._step(pre_M.detach(), pattern)[0].sum()
         l0 = total / len(x_ND)
         loss = (l0 / self.k - 1).square() if self.sparsity == "quadratic" else l0
         return {"sparsity": (self.pressure * loss).to(x_ND)}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rayscope.dictionaries.learned.penalised import Penalised
 from rayscope.dictionaries.learned.vectors import spread
-from rayscope.dictionaries.sparse.kernels import Plan
+from rayscope.dictionaries.sparse.kernels import SparsePattern
 
 
 class L1(Penalised):
@@ -33,7 +33,7 @@ class L1(Penalised):
     def arguments(self) -> dict[str, Any]:
         return {**super().arguments(), "p_end": self.p_end}
 
-    def penalties(self, x_ND: Tensor, plan: Plan, pre_M: Tensor, values_M: Tensor) -> dict[str, Tensor]:
+    def penalties(self, x_ND: Tensor, pattern: SparsePattern, pre_M: Tensor, values_M: Tensor) -> dict[str, Tensor]:
         size_M = values_M / (spread(x_ND) / len(x_ND)).sqrt()
         total = size_M.sum()
         if self.p_end < 1:

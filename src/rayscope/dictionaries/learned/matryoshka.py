@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from rayscope.dictionaries.learned.autoencoders import AbsTopK, BatchTopK, TopK
 from rayscope.dictionaries.learned.base import Learned
-from rayscope.dictionaries.sparse.kernels import Plan, sparse_decode
+from rayscope.dictionaries.sparse.kernels import SparsePattern, sparse_decode
 
 
 class Nested(Learned):
@@ -36,19 +36,21 @@ class Nested(Learned):
     def arguments(self) -> dict[str, Any]:
         return {**super().arguments(), "groups": self.groups}
 
-    def choose(self, centred_ND: Tensor) -> Plan:
+    def choose(self, centred_ND: Tensor) -> SparsePattern:
         """Each vector's latents in rising order, so that those of a group are adjacent."""
-        plan = super().choose(centred_ND)
-        places_M = (plan.rows_M * self.latents + plan.indices_M).sort().values
-        return Plan.of_positions(places_M, len(centred_ND), self.latents)
+        pattern = super().choose(centred_ND)
+        places_M = (pattern.rows_M * self.latents + pattern.indices_M).sort().values
+        return SparsePattern.of_positions(places_M, len(centred_ND), self.latents)
 
-    def _residuals(self, goal_ND: Tensor, plan: Plan, values_M: Tensor) -> list[Tensor]:
+    def _residuals(self, goal_ND: Tensor, pattern: SparsePattern, values_M: Tensor) -> list[Tensor]:
         """One k-sparse decode of N * G rows, one per vector and group, then cumulative sums over the groups."""
         N, G = len(goal_ND), len(self.groups)
-        ends_G = torch.tensor(self.groups, device=plan.indices_M.device)
-        rows_M = plan.rows_M * G + torch.searchsorted(ends_G, plan.indices_M, right=True)
+        ends_G = torch.tensor(self.groups, device=pattern.indices_M.device)
+        rows_M = pattern.rows_M * G + torch.searchsorted(ends_G, pattern.indices_M, right=True)
         offsets = F.pad(rows_M.bincount(minlength=N * G).cumsum(0), (1, 0))
-        parts_NGD = sparse_decode(values_M, self.W_dec_LD, Plan(plan.indices_M, offsets, self.latents)).view(N, G, -1)
+        parts_NGD = sparse_decode(
+            values_M, self.W_dec_LD, SparsePattern(pattern.indices_M, offsets, self.latents)
+        ).view(N, G, -1)
         return [goal_ND - (x_hat_ND + self.b_dec_D) for x_hat_ND in parts_NGD.cumsum(1).unbind(1)]
 
 

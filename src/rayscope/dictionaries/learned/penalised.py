@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rayscope.dictionaries.learned.base import Learned
 from rayscope.dictionaries.learned.training_pass import TrainingPass
-from rayscope.dictionaries.sparse.kernels import Plan
+from rayscope.dictionaries.sparse.kernels import SparsePattern
 from rayscope.dictionaries.sparse.selection import above, choose_above, threshold_for
 
 RATE = 10.0  # of the controller's integral part, in units of lr
@@ -74,7 +74,7 @@ class Penalised(Learned):
         count = len(centred_ND) * self.k
         self._start_at(threshold_for(centred_ND, self.W_enc_LD, torch.zeros_like(self.b_enc_L), count))
 
-    def choose(self, centred_ND: Tensor) -> Plan:
+    def choose(self, centred_ND: Tensor) -> SparsePattern:
         return choose_above(centred_ND, self.W_enc_LD, self.b_enc_L)
 
     def active_codes(self, products_CL: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from rayscope.dictionaries.learned.autoencoders import TopK
 from rayscope.dictionaries.learned.training_pass import TrainingPass
 from rayscope.dictionaries.learned.units import Units
-from rayscope.dictionaries.sparse.kernels import Plan
+from rayscope.dictionaries.sparse.kernels import SparsePattern
 
 
 class TokenBiasTopK(TopK):
@@ -76,7 +76,7 @@ class TokenBiasTopK(TopK):
 
     def _update_token_means(self, residual_ND: Tensor, tokens_N: Tensor) -> None:
         tokens_U, place_N, m_U = tokens_N.to(self.B_VD.device).unique(return_inverse=True, return_counts=True)
-        by_token = Plan(place_N, torch.arange(len(place_N) + 1, device=place_N.device), len(tokens_U))
+        by_token = SparsePattern(place_N, torch.arange(len(place_N) + 1, device=place_N.device), len(tokens_U))
         sums_UD = by_token.sum_by_latent(torch.ones_like(residual_ND[:, 0]), residual_ND)
         self.seen_V[tokens_U] += m_U
         n_U = torch.minimum(self.seen_V[tokens_U], m_U.clamp_min(self.memory))

@@ -9,19 +9,19 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from rayscope.dictionaries.sparse.kernels import Plan
+from rayscope.dictionaries.sparse.kernels import SparsePattern
 
 
 @dataclass
 class TrainingPass:
     """Its losses, and what `after_step` adds to the running state.
 
-    losses: by name; their sum is minimised. values_M: of the plan's pairs, without gradient. residual_ND: in the units
-    that it learns in. fvu: the batch's own, of x. metrics: others by name.
+    losses: by name; their sum is minimised. values_M: of the pattern's pairs, without gradient. residual_ND: in the
+    units that it learns in. fvu: the batch's own, of x. metrics: others by name.
     """
 
     losses: dict[str, Tensor]
-    plan: Plan
+    pattern: SparsePattern
     values_M: Tensor
     residual_ND: Tensor
     tokens_N: Tensor | None
@@ -43,7 +43,7 @@ class TrainingPass:
     @property
     def fired_M(self) -> Tensor:
         """The latent of each non-zero code."""
-        return self.plan.indices_M[self.fires_M]
+        return self.pattern.indices_M[self.fires_M]
 
     @property
     def l0(self) -> Tensor:

@@ -4,8 +4,8 @@ N vectors, D site width, L latents, M chosen (vector, latent) pairs.
 
 Only the choice of pairs (selection.py) may use bfloat16; their values, computed here, never do. (AuxK's codes of dead
 latents are exempt.) Both weight gradients are sums over the vectors that chose a latent, and one stable sort of the
-pairs by latent (`Plan`) serves both. Every sum has a fixed order, so a step is bitwise repeatable with the same number
-of threads. Each function reads M rows of D numbers: 2 M D FLOP, 4 M D bytes.
+pairs by latent (`SparsePattern`) serves both. Every sum has a fixed order, so a step is bitwise repeatable with the
+same number of threads. Each function reads M rows of D numbers: 2 M D FLOP, 4 M D bytes.
 """
 
 from functools import cached_property
@@ -18,20 +18,20 @@ from torch.nn import functional as F
 from rayscope.dictionaries.sparse import native
 
 
-class Plan:
-    """M chosen pairs: vector n chose latents indices_M[offsets[n] : offsets[n + 1]] (N + 1 offsets)."""
+class SparsePattern:
+    """M chosen pairs in compressed rows: vector n chose latents indices_M[offsets[n] : offsets[n + 1]]."""
 
     def __init__(self, indices_M: Tensor, offsets: Tensor, latents: int):
         self.indices_M, self.offsets, self.latents = indices_M, offsets, latents
 
     @classmethod
-    def of_rows(cls, indices_Nk: Tensor, latents: int) -> "Plan":
+    def of_rows(cls, indices_Nk: Tensor, latents: int) -> "SparsePattern":
         N, k = indices_Nk.shape
         offsets = torch.arange(N + 1, device=indices_Nk.device) * k
         return cls(indices_Nk.flatten(), offsets, latents)
 
     @classmethod
-    def of_positions(cls, positions_M: Tensor, vectors: int, latents: int) -> "Plan":
+    def of_positions(cls, positions_M: Tensor, vectors: int, latents: int) -> "SparsePattern":
         """From sorted positions n * L + l in the flattened [N, L]."""
         counts_N = (positions_M // latents).bincount(minlength=vectors)
         return cls(positions_M % latents, F.pad(counts_N.cumsum(0), (1, 0)), latents)
@@ -93,11 +93,11 @@ class Plan:
 
 class _GatherDot(Function):
     @staticmethod
-    def forward(ctx, x_ND, W_LD, b_L, centre_D, plan):
+    def forward(ctx, x_ND, W_LD, b_L, centre_D, pattern):
         centred_ND = x_ND - centre_D
-        ctx.plan = plan
+        ctx.pattern = pattern
         ctx.save_for_backward(centred_ND, W_LD)
-        return plan.dots(centred_ND, W_LD) + b_L[plan.indices_M]
+        return pattern.dots(centred_ND, W_LD) + b_L[pattern.indices_M]
 
     @staticmethod
     @once_differentiable
@@ -105,56 +105,56 @@ class _GatherDot(Function):
         centred_ND, W_LD = ctx.saved_tensors
         _, for_W, for_b, for_centre, _ = ctx.needs_input_grad
         grad_M = grad_M.contiguous()
-        grad_W_LD = ctx.plan.sum_by_latent(grad_M, centred_ND) if for_W else None
-        grad_b_L = ctx.plan.total_by_latent(grad_M) if for_b or for_centre else None
+        grad_W_LD = ctx.pattern.sum_by_latent(grad_M, centred_ND) if for_W else None
+        grad_b_L = ctx.pattern.total_by_latent(grad_M) if for_b or for_centre else None
         grad_centre_D = -(grad_b_L @ W_LD) if for_centre else None
         return None, grad_W_LD, grad_b_L, grad_centre_D, None
 
 
 class _SparseDecode(Function):
     @staticmethod
-    def forward(ctx, values_M, W_LD, plan):
-        ctx.plan = plan
+    def forward(ctx, values_M, W_LD, pattern):
+        ctx.pattern = pattern
         ctx.save_for_backward(values_M, W_LD)
-        return plan.sum_by_vector(values_M.contiguous(), W_LD)
+        return pattern.sum_by_vector(values_M.contiguous(), W_LD)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_ND):
         values_M, W_LD = ctx.saved_tensors
         grad_ND = grad_ND.contiguous()
-        grad_values_M = ctx.plan.dots(grad_ND, W_LD) if ctx.needs_input_grad[0] else None
-        grad_W_LD = ctx.plan.sum_by_latent(values_M, grad_ND) if ctx.needs_input_grad[1] else None
+        grad_values_M = ctx.pattern.dots(grad_ND, W_LD) if ctx.needs_input_grad[0] else None
+        grad_W_LD = ctx.pattern.sum_by_latent(values_M, grad_ND) if ctx.needs_input_grad[1] else None
         return grad_values_M, grad_W_LD, None
 
 
 class _OfLatents(Function):
     @staticmethod
-    def forward(ctx, b_L, plan):
-        ctx.plan = plan
-        return b_L[plan.indices_M]
+    def forward(ctx, b_L, pattern):
+        ctx.pattern = pattern
+        return b_L[pattern.indices_M]
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_M):
-        return ctx.plan.total_by_latent(grad_M.contiguous()), None
+        return ctx.pattern.total_by_latent(grad_M.contiguous()), None
 
 
-def gather_dot(x_ND: Tensor, W_LD: Tensor, b_L: Tensor, centre_D: Tensor, plan: Plan) -> Tensor:
-    """(M): (x_n - centre) . W_l + b_l of the pairs of a plan, with gradients to W, b and centre.
+def gather_dot(x_ND: Tensor, W_LD: Tensor, b_L: Tensor, centre_D: Tensor, pattern: SparsePattern) -> Tensor:
+    """(M): (x_n - centre) . W_l + b_l of the pairs of a pattern, with gradients to W, b and centre.
 
     x is data: its gradient, a dense matmul, is never formed, and an x that asks for one is refused.
     """
     if x_ND.requires_grad:
         raise ValueError("gather_dot gives no gradient to x; detach it")
-    return _GatherDot.apply(x_ND, W_LD, b_L, centre_D, plan)  # type: ignore[return-value]
+    return _GatherDot.apply(x_ND, W_LD, b_L, centre_D, pattern)  # type: ignore[return-value]
 
 
-def sparse_decode(values_M: Tensor, W_LD: Tensor, plan: Plan) -> Tensor:
-    """(N, D): z @ W of the sparse z that a plan and its values form, with gradients to values and W."""
-    return _SparseDecode.apply(values_M, W_LD, plan)  # type: ignore[return-value]
+def sparse_decode(values_M: Tensor, W_LD: Tensor, pattern: SparsePattern) -> Tensor:
+    """(N, D): z @ W of the sparse z that a pattern and its values form, with gradients to values and W."""
+    return _SparseDecode.apply(values_M, W_LD, pattern)  # type: ignore[return-value]
 
 
-def of_latents(b_L: Tensor, plan: Plan) -> Tensor:
-    """(M): b_l of the pairs of a plan; its gradient is a sum in one fixed order, which that of b_L[indices] is not."""
-    return _OfLatents.apply(b_L, plan)  # type: ignore[return-value]
+def of_latents(b_L: Tensor, pattern: SparsePattern) -> Tensor:
+    """(M): b_l of the pairs of a pattern. Unlike that of b_L[indices], its gradient is a sum in a fixed order."""
+    return _OfLatents.apply(b_L, pattern)  # type: ignore[return-value]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rayscope.dictionaries.sparse import native
-from rayscope.dictionaries.sparse.kernels import Plan
+from rayscope.dictionaries.sparse.kernels import SparsePattern
 
 CHUNK = 2**23  # products in memory at a time, on a CPU: 16 MB in bfloat16
 CHUNK_GPU = 2**27  # on a GPU, which wants larger products
@@ -66,26 +66,26 @@ def above(products_CL: Tensor, b_L: Tensor, floor: float) -> tuple[Tensor, Tenso
     return chosen  # type: ignore[return-value]
 
 
-def choose_by_vector(x_ND: Tensor, W_LD: Tensor, b_L: Tensor, k: int, signed: bool) -> Plan:
+def choose_by_vector(x_ND: Tensor, W_LD: Tensor, b_L: Tensor, k: int, signed: bool) -> SparsePattern:
     """The k largest pre = x @ W.T + b (signed: |pre|) of each vector."""
     b_L = b_L.detach()
     chosen = [largest_in_rows(products_CL, b_L, k, signed) for _, products_CL in products(x_ND, W_LD, exact=False)]
     none = torch.zeros(0, k, dtype=torch.int64, device=x_ND.device)
-    return Plan.of_rows(torch.cat([none, *chosen]), len(W_LD))
+    return SparsePattern.of_rows(torch.cat([none, *chosen]), len(W_LD))
 
 
-def choose_by_batch(x_ND: Tensor, W_LD: Tensor, b_L: Tensor, count: int, hint: float) -> Plan:
+def choose_by_batch(x_ND: Tensor, W_LD: Tensor, b_L: Tensor, count: int, hint: float) -> SparsePattern:
     """The `count` largest positive pre = x @ W.T + b of the whole batch; all positive ones if they are fewer."""
     places_M, _ = largest(x_ND, W_LD, b_L, count, hint, exact=False)
-    return Plan.of_positions(places_M, len(x_ND), len(W_LD))
+    return SparsePattern.of_positions(places_M, len(x_ND), len(W_LD))
 
 
-def choose_above(x_ND: Tensor, W_LD: Tensor, b_L: Tensor) -> Plan:
+def choose_above(x_ND: Tensor, W_LD: Tensor, b_L: Tensor) -> SparsePattern:
     """Every pre = x @ W.T + b above 0."""
     b_L, places = b_L.detach(), [torch.zeros(0, dtype=torch.int64, device=x_ND.device)]
     for start, products_CL in products(x_ND, W_LD, exact=False):
         places.append(above(products_CL, b_L, 0.0)[1] + start * len(W_LD))
-    return Plan.of_positions(torch.cat(places), len(x_ND), len(W_LD))
+    return SparsePattern.of_positions(torch.cat(places), len(x_ND), len(W_LD))
 
 
 def threshold_for(x_ND: Tensor, W_LD: Tensor, b_L: Tensor, count: int, hint: float = 0.0) -> Tensor:
