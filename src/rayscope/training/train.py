@@ -46,6 +46,7 @@ def train(
     """
     check_schedule(log_every, checkpoint_steps, checkpoint_seconds, snapshots)
     steps, device = len(stream), stream.device
+    folder.mkdir(parents=True, exist_ok=True)
     checkpoint = Checkpoint(folder, run_of(stream, dictionaries, about or {}))
     if not checkpoint.exists():
         prepare(stream, dictionaries, steps * stream.batch_size)
