@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 
 from rayscope.dictionaries import Learned
-from rayscope.evaluation.comparison import Comparison, headline_budget, position_means
+from rayscope.evaluation.comparison import Comparison, headline_budget, reference_codecs
 from rayscope.evaluation.entry import Entry, by_site
-from rayscope.evaluation.measurement import Measurement, check_options, measure
+from rayscope.evaluation.measure import check_options, measure
+from rayscope.evaluation.measurement import Measurement
 from rayscope.evaluation.saved import load_dictionaries
 from rayscope.features.appearance import appearance, snapshots, with_appearance
 from rayscope.features.contexts import top_contexts
@@ -124,8 +125,10 @@ def finetune_dictionaries(
 def measure_compared(compared: Comparison, *, validation_tokens: int, **options: Any) -> Measurement:
     source = compared.source
     validation = source.windows("validation", compared.sites, validation_tokens)
-    means = position_means(compared)
-    return measure(source.model, source.text.test, compared.entries, means, validation, seed=source.seed, **options)
+    references = reference_codecs(compared)
+    return measure(
+        source.model, source.text.test, compared.entries, references, validation, seed=source.seed, **options
+    )
 
 
 def evaluate_dictionaries(compared: Comparison, folder: Path, *, draws: int, **options: Any) -> pd.DataFrame:

@@ -6,9 +6,9 @@ import torch
 
 from rayscope.baselines import SiteFit, pca_topk, random
 from rayscope.dictionaries import AbsTopK, BatchTopK, Linear, TokenBiasTopK, TopK
-from rayscope.evaluation.comparison import Baseline, compare, position_means
+from rayscope.evaluation.comparison import Baseline, compare, reference_codecs
 from rayscope.evaluation.entry import label, named_entries
-from rayscope.evaluation.measurement import measure
+from rayscope.evaluation.measure import measure
 from rayscope.model.sites import Site, resolve
 from rayscope.pipeline import write_table
 from rayscope.report import read_file, verdicts
@@ -94,7 +94,7 @@ def test_from_entries_to_the_table_to_the_report(model, packed, tmp_path):
     ]
     compared = compare(source, named_entries({site: named}), listed, 2, 512)
     sizes = {"tokens": 320, "splice_tokens": 160, "quantise": False}
-    measured = measure(model, packed.test, compared.entries, position_means(compared), [], **sizes)
+    measured = measure(model, packed.test, compared.entries, reference_codecs(compared), [], **sizes)
     assert [entry.name for entry in measured.entries[-3:]] == ["identity", "mean", "position0"]
     write_table(measured.table(draws=20), tmp_path / "evaluation.csv")
     table = read_file(tmp_path / "evaluation.csv")

@@ -1,4 +1,4 @@
-"""measure() against its metrics computed directly on activations gathered beside it."""
+"""measure() against its metrics computed directly on activations gathered for the test."""
 
 import math
 from dataclasses import replace
@@ -13,8 +13,9 @@ from rayscope.dictionaries import BatchTopK, Dictionary, TokenBiasTopK, TopK
 from rayscope.dictionaries.code_length import bits
 from rayscope.dictionaries.linear import Linear
 from rayscope.evaluation import metrics
+from rayscope.evaluation.codecs import references
 from rayscope.evaluation.entry import named_entries
-from rayscope.evaluation.measurement import Means, check_options, measure
+from rayscope.evaluation.measure import check_options, measure
 from rayscope.evaluation.quantisation import Calibration
 from rayscope.model import LanguageModel
 from rayscope.model.sites import Site, resolve
@@ -47,16 +48,16 @@ ROWS, SPLICED, SEEN = 12, 5, 9
 
 @pytest.fixture(scope="module")
 def world(model: LanguageModel, packed: PackedText):
-    """Sites, dictionaries, means, the tokens that measure() will choose, and the activations there."""
+    """Sites, dictionaries, references, the tokens that measure() will choose, and the activations there."""
     sites = resolve(HOOKS, model)
     chosen = permutation(len(packed.test), 0, "evaluation", 0).numpy()[:ROWS]
     tokens_RC = torch.from_numpy(packed.test.tokens[chosen].astype("int64"))
     activations = model.activations(tokens_RC, sites)
     dictionaries: dict[Site, dict[str, Dictionary]] = {}
-    means = {}
+    codecs = {}
     for site in sites:
         x_ND = activations[site.key].flatten(0, 1)
-        means[site.key] = Means(activations[site.key][:, 0].mean(0), x_ND.mean(0) + 0.01)
+        codecs[site] = references(activations[site.key][:, 0].mean(0), x_ND.mean(0) + 0.01)
         topk, batchtopk = TopK(site.width, 48, 4, seed=5), BatchTopK(site.width, 64, 6, seed=1)
         for learned in (topk, batchtopk):
             learned.prepare(x_ND, dead_window=100)
@@ -66,14 +67,14 @@ def world(model: LanguageModel, packed: PackedText):
         directions = torch.randn(20, site.width, generator=torch.Generator().manual_seed(2))
         prefix = Linear(site.width, 20, 3, "prefix", directions, x_ND.mean(0))
         dictionaries[site] = {"topk": topk, "batchtopk": batchtopk, "prefix": prefix}
-    return sites, dictionaries, means, tokens_RC, activations
+    return sites, dictionaries, codecs, tokens_RC, activations
 
 
 def run(world, model: LanguageModel, packed: PackedText, **options) -> tuple[pd.DataFrame, pd.DataFrame]:
-    sites, dictionaries, means, _, _ = world
+    sites, dictionaries, codecs, _, _ = world
     validation = Source(model, packed).windows("validation", sites, SEEN * 32, rows=4)
     sizes = {"tokens": ROWS * 32 + 31, "splice_tokens": SPLICED * 32}
-    measured = measure(model, packed.test, named_entries(dictionaries), means, validation, **{**sizes, **options})
+    measured = measure(model, packed.test, named_entries(dictionaries), codecs, validation, **{**sizes, **options})
     return measured.table(draws=200), measured.densities()
 
 
@@ -149,12 +150,14 @@ def test_reconstruction_is_that_of_the_gathered_activations(world, value, name: 
 
 
 def test_a_dictionary_that_knows_the_token_is_told_each_position_s(world, model: LanguageModel, packed: PackedText):
-    (site, _), _, means, tokens_RC, activations = world
+    (site, _), _, codecs, tokens_RC, activations = world
     x_ND, tokens_N = (read(x, tokens_RC, "included") for x in (activations[site.key], tokens_RC))
     dictionary = TokenBiasTopK(site.width, 48, 2, vocabulary=model.vocabulary)
     dictionary.prepare(x_ND, dead_window=100, tokens_N=tokens_N)
     sizes = {"tokens": ROWS * 32, "splice_tokens": SPLICED * 32, "quantise": False}
-    table = measure(model, packed.test, named_entries({site: {"d": dictionary}}), means, [], **sizes).table(draws=20)
+    table = measure(
+        model, packed.test, named_entries({site: {"d": dictionary}}), {site: codecs[site]}, [], **sizes
+    ).table(draws=20)
     found = table.set_index(["dictionary", "metric", "position0"]).sort_index()["value"]
     x_hat_ND = dictionary(x_ND, tokens_N).detach()
     assert found["d", "fvu", "included"] == pytest.approx(metrics.fvu(x_ND, x_hat_ND), rel=1e-4)
@@ -163,7 +166,7 @@ def test_a_dictionary_that_knows_the_token_is_told_each_position_s(world, model:
 
 @pytest.mark.parametrize("position0", ["excluded", "included"])
 def test_losses_are_those_of_the_first_spliced_rows(world, value, model: LanguageModel, position0: str):
-    sites, dictionaries, means, tokens_RC, activations = world
+    sites, dictionaries, codecs, tokens_RC, activations = world
     clean = CleanPass.run(model, tokens_RC[:SPLICED], sites)
     for site in sites:
         x_RCD = activations[site.key][:SPLICED]
@@ -177,16 +180,16 @@ def test_losses_are_those_of_the_first_spliced_rows(world, value, model: Languag
         loss, kl = spliced(x_hat_RCD)
         base = clean.loss_RC.double().mean().item()
         zero, _ = spliced(torch.zeros_like(x_RCD))
-        mean, _ = spliced(means[site.key].rest_D.expand_as(x_RCD))
+        mean, _ = spliced(codecs[site]["mean"].mean_D.expand_as(x_RCD))
         assert value(site, "topk", "dce", position0) == pytest.approx(loss - base, rel=1e-3, abs=1e-5)
         assert value(site, "topk", "kl", position0) == pytest.approx(kl, rel=1e-3, abs=1e-5)
         for ablation, cost in (("zero", zero), ("mean", mean)):
-            expected = metrics.loss_recovered(cost, loss, base)
+            expected = (cost - loss) / (cost - base)
             assert value(site, "topk", f"loss_recovered_{ablation}", position0) == pytest.approx(expected, rel=1e-2)
 
 
 def test_the_codecs_bound_the_table(world, value):
-    sites, _, means, tokens_RC, activations = world
+    sites, _, codecs, tokens_RC, activations = world
     for site in sites:
         for position0 in ("excluded", "included"):
             for metric, exact in (("fvu", 0), ("dce", 0), ("kl", 0), ("l2_ratio", 1)):
@@ -198,7 +201,7 @@ def test_the_codecs_bound_the_table(world, value):
                 for metric in ("bits", "bits_entropy", "l0", "density", "dead"):
                     assert math.isnan(value(site, codec, metric, position0))
             x_ND = read(activations[site.key], tokens_RC, position0)
-            expected = metrics.fvu(x_ND, means[site.key].rest_D.expand_as(x_ND))
+            expected = metrics.fvu(x_ND, codecs[site]["mean"].mean_D.expand_as(x_ND))
             assert value(site, "mean", "fvu", position0) == pytest.approx(expected, rel=1e-5)
         for metric in ("fvu", "dce", "kl"):  # where position 0 is left out, to know it is worth nothing
             assert value(site, "position0", metric) == value(site, "mean", metric)
@@ -233,8 +236,9 @@ def test_quantised_rows_decode_values_on_the_levels_of_validation(world, coded, 
     for site in sites:
         for name, dictionary in dictionaries[site].items():
             seen = Calibration(dictionary.latents)
-            for part_RC, found in Source(model, packed).windows("validation", sites, SEEN * 32):
-                codes = dictionary.encode_sparse(read(found[site.key], part_RC, "included"))
+            for window in Source(model, packed).windows("validation", sites, SEEN * 32):
+                part_RC = window.tokens_RC
+                codes = dictionary.encode_sparse(read(window.activations[site.key], part_RC, "included"))
                 seen.update(codes, read((torch.arange(32) == 0).repeat(len(part_RC), 1), part_RC, "included"))
             x_RCD = activations[site.key]
             codes = seen.grid().quantise(dictionary.encode_sparse(x_RCD.flatten(0, 1)), first_N)
@@ -255,11 +259,14 @@ def test_quantised_rows_decode_values_on_the_levels_of_validation(world, coded, 
 def test_bits_entropy_is_that_of_validation_frequencies(world, tables, value, model, packed):
     """From dense codes: sum over all latents of -log2 of the probability of what each did, on every test vector."""
     sites, dictionaries, _, tokens_RC, activations = world
-    ((seen_RC, seen),) = Source(model, packed).windows("validation", sites, SEEN * 32)
+    (window,) = Source(model, packed).windows("validation", sites, SEEN * 32)
     for site in sites:
         for name, each in (("topk", 8), ("batchtopk", 8), ("prefix", 9)):
             for position0 in ("excluded", "included"):
-                on_NL = dictionaries[site][name].encode(read(seen[site.key], seen_RC, position0)) != 0
+                on_NL = (
+                    dictionaries[site][name].encode(read(window.activations[site.key], window.tokens_RC, position0))
+                    != 0
+                )
                 p_L = (on_NL.sum(0) + 0.5).double() / (len(on_NL) + 1)
                 on_NL = dictionaries[site][name].encode(read(activations[site.key], tokens_RC, position0)) != 0
                 index = -torch.where(on_NL, p_L, 1 - p_L).log2().sum(1).mean() if name != "prefix" else 0
@@ -285,10 +292,12 @@ def test_intervals_hold_their_value_and_are_absent_where_they_mean_nothing(table
 def test_intervals_are_of_documents_enough(
     world, model: LanguageModel, packed: PackedText, documents: int, known: bool
 ):
-    sites, dictionaries, means, _, _ = world
+    sites, dictionaries, codecs, _, _ = world
     numbers = np.arange(packed.test.documents.size).reshape(packed.test.documents.shape) % documents
     rows, sizes = replace(packed.test, documents=numbers), {"tokens": 8 * 32, "splice_tokens": 32, "quantise": False}
-    table = measure(model, rows, named_entries({sites[0]: dictionaries[sites[0]]}), means, [], **sizes).table(draws=50)
+    table = measure(
+        model, rows, named_entries({sites[0]: dictionaries[sites[0]]}), {sites[0]: codecs[sites[0]]}, [], **sizes
+    ).table(draws=50)
     drawn = table[~table["metric"].isin(["dead", "bits", "bits_entropy"]) & table["value"].notna()]
     assert (drawn["documents"] == documents).all()
     assert drawn[["low", "high"]].notna().all(axis=None) == known
@@ -296,13 +305,15 @@ def test_intervals_are_of_documents_enough(
 
 
 def test_what_is_spliced_counts_its_own_documents(world, model: LanguageModel, packed: PackedText):
-    sites, dictionaries, means, _, _ = world
+    sites, dictionaries, codecs, _, _ = world
     order = permutation(len(packed.test), 0, "evaluation", 0).numpy()
     numbers = np.zeros(packed.test.documents.shape, np.int64)
     numbers[order] = np.arange(len(numbers))[:, None]  # a document a row
     sizes = {"tokens": 12 * 32, "splice_tokens": 3 * 32, "quantise": False}
     rows = replace(packed.test, documents=numbers)
-    table = measure(model, rows, named_entries({sites[0]: dictionaries[sites[0]]}), means, [], **sizes).table(draws=50)
+    table = measure(
+        model, rows, named_entries({sites[0]: dictionaries[sites[0]]}), {sites[0]: codecs[sites[0]]}, [], **sizes
+    ).table(draws=50)
     for metric, documents in (("fvu", 12), ("dce", 3), ("kl", 3)):
         mine = table[(table["metric"] == metric) & (table["dictionary"] == "topk")]
         assert set(mine["documents"]) == {documents}
@@ -310,11 +321,11 @@ def test_what_is_spliced_counts_its_own_documents(world, model: LanguageModel, p
 
 
 def test_without_validation_there_is_no_grid_and_no_frequency(world, model: LanguageModel, packed: PackedText):
-    sites, dictionaries, means, _, _ = world
+    sites, dictionaries, codecs, _, _ = world
     one, sizes = named_entries({sites[0]: dictionaries[sites[0]]}), {"tokens": 64, "splice_tokens": 32}
     with pytest.raises(ValueError, match="validation: no vector, so no range that codes could be put on"):
-        measure(model, packed.test, one, means, [], **sizes)
-    table = measure(model, packed.test, one, means, [], **sizes, quantise=False).table(draws=20)
+        measure(model, packed.test, one, {sites[0]: codecs[sites[0]]}, [], **sizes)
+    table = measure(model, packed.test, one, {sites[0]: codecs[sites[0]]}, [], **sizes, quantise=False).table(draws=20)
     topk = table[table["dictionary"] == "topk"].set_index("metric")["value"]
     assert topk["bits_entropy"].isna().all()
     assert topk["fvu"].notna().all()
@@ -369,7 +380,7 @@ def test_densities_sum_to_l0(tables, value, world):
 
 
 def test_how_rows_are_cut_into_passes_changes_nothing(world, tables, model, packed, monkeypatch):
-    monkeypatch.setattr("rayscope.evaluation.measurement.LOGITS", 2 * 32 * 320)  # two rows a pass
+    monkeypatch.setattr("rayscope.evaluation.measure.LOGITS", 2 * 32 * 320)  # two rows a pass
     again, _ = run(world, model, packed, tokens=ROWS * 32, quantise=False)
     for column in ("value", "low", "high"):
         np.testing.assert_allclose(again[column], tables[0][column], rtol=1e-3, atol=1e-5)

@@ -7,9 +7,10 @@ import torch
 from rayscope.dictionaries.code_length import bits, bits_entropy, k_of_bits
 from rayscope.evaluation import metrics
 from rayscope.evaluation.metrics import (
-    Spread,
-    Sums,
+    ErrorSums,
+    VarianceSums,
     bootstrap_weights,
+    errors,
     fvu,
     interval,
     loss_recovered,
@@ -48,11 +49,11 @@ def test_fvu_ignores_scale_and_offset_and_how_vectors_are_cut_into_batches():
     assert fvu(x_ND + 5, x_hat_ND + 5) == pytest.approx(value, rel=1e-12)
     documents_N = torch.arange(200) % 3
     for size in (1, 33, 200):
-        spread = Spread(7, 3)
-        sums = Sums(spread)
+        spread = VarianceSums(7, 3)
+        sums = ErrorSums(spread)
         for part in torch.arange(200).split(size):
             spread.update(x_ND[part], documents_N[part])
-            sums.update(x_ND[part], x_hat_ND[part], documents_N[part])
+            sums.update(*errors(x_ND[part], x_hat_ND[part]), documents_N[part])
         assert sums.fvu(torch.ones(1, 3, dtype=torch.float64)).item() == pytest.approx(value, rel=1e-10)
 
 
@@ -69,10 +70,10 @@ def test_document_weights_repeat_documents():
     """Weights (2, 0, 1): document 0 twice and document 1 absent; fvu's mean stays that of the whole sample."""
     x_ND, x_hat_ND = some()
     documents_N = torch.arange(200) % 3
-    spread = Spread(7, 3)
+    spread = VarianceSums(7, 3)
     spread.update(x_ND, documents_N)
-    sums = Sums(spread)
-    sums.update(x_ND, x_hat_ND, documents_N)
+    sums = ErrorSums(spread)
+    sums.update(*errors(x_ND, x_hat_ND), documents_N)
     drawn = torch.cat([(documents_N == d).nonzero()[:, 0] for d in (0, 0, 2)])
     weights_BG = torch.tensor([[2.0, 0, 1], [1, 1, 1]], dtype=torch.float64)
     error, spread = (x_ND - x_hat_ND)[drawn].square().sum(), (x_ND - x_ND.mean(0))[drawn].square().sum()
@@ -180,12 +181,17 @@ def test_k_of_bits_undoes_bits(signed: bool, fixed: bool):
     assert k_of_bits(1e9, 256, signed, fixed) == 256
 
 
-def test_loss_recovered():
-    assert loss_recovered(ablated=8, spliced=3, clean=3) == 1
-    assert loss_recovered(ablated=8, spliced=8, clean=3) == 0
-    assert loss_recovered(ablated=8, spliced=4, clean=3) == pytest.approx(0.8)
-    assert loss_recovered(ablated=8, spliced=9, clean=3) == pytest.approx(-0.2)
-    assert math.isnan(loss_recovered(ablated=3, spliced=3, clean=3))
+def test_loss_recovered_by_hand():
+    """Two documents, the second drawn twice in the second row: (8 + 2 - 5 - 2) / (8 + 2 - 3 - 1), then with 2 of it."""
+    ablated_G, spliced_G, clean_G = torch.tensor([[8.0, 2], [5, 2], [3, 1]]).double()
+    weights_BG = torch.tensor([[1.0, 1], [1, 2]]).double()
+    found_B = loss_recovered(ablated_G, spliced_G, clean_G)(weights_BG)
+    torch.testing.assert_close(found_B, torch.tensor([3 / 6, 3 / 7]).double())
+    ones = torch.ones(1, 2).double()
+    assert loss_recovered(ablated_G, clean_G, clean_G)(ones).item() == 1
+    assert loss_recovered(ablated_G, ablated_G, clean_G)(ones).item() == 0
+    assert loss_recovered(ablated_G, ablated_G + 1, clean_G)(ones).item() == pytest.approx(-2 / 6)
+    assert math.isnan(loss_recovered(clean_G, clean_G, clean_G)(ones).item())
 
 
 def test_bootstrap_draws_as_many_documents_as_there_are():

@@ -21,6 +21,7 @@ from rayscope.features.probes import Probe, ProbeSums
 from rayscope.features.token_features import COLUMNS, collect, token_features
 from rayscope.features.tokens import Labels, Tokens, choose_tokens
 from rayscope.streams.stream import Batch
+from rayscope.streams.windows import Window
 
 
 class Coordinates(Dictionary):
@@ -50,6 +51,10 @@ class Place:
     @property
     def key(self):
         return self.hook.replace(".", "_")
+
+    @property
+    def output(self):
+        return self
 
 
 SITE = Place()
@@ -401,6 +406,10 @@ def test_appearance_is_the_first_snapshot_whose_best_latent_reaches_the_mark():
     assert nobody["appeared_at"].isna().all()
 
 
+def window(tokens_RC, x_RCD):
+    return Window(tokens_RC, torch.zeros_like(tokens_RC), {SITE.key: x_RCD}, tuple(TOKENIZER.all_special_ids))
+
+
 def test_top_contexts_show_the_strongest_positions_and_never_position_0_or_a_special_token():
     tokens_RC = torch.arange(20).view(2, 10)
     x_RCD = torch.zeros(2, 10, 8)
@@ -416,7 +425,7 @@ def test_top_contexts_show_the_strongest_positions_and_never_position_0_or_a_spe
         row | {"latent": pd.NA, "dictionary": "linear_probe"},
     ]
     dictionaries = {SITE: {"d": Coordinates(8, signed=True), "unseen": Coordinates(8)}}
-    windows = [(t[None], {SITE.key: x[None]}) for t, x in zip(tokens_RC, x_RCD, strict=True)]
+    windows = [window(t[None], x[None]) for t, x in zip(tokens_RC, x_RCD, strict=True)]
     found = top_contexts(pd.DataFrame(rows), windows, dictionaries, TOKENIZER, tokens=1, contexts=2, before=2, after=3)
     assert [(e["predicate"], e["token"], e["latent"], e["sign"]) for e in found] == [
         ("current", "<1>", 3, -1),
@@ -437,7 +446,7 @@ def test_codes_of_a_dictionary_that_knows_the_token_are_each_position_s():
         dictionary.B_VD[14, 3] = -5.0  # token 14 at the origin is 5 along direction 3 from where it is known to be
     tokens_RC = torch.arange(20).view(2, 10)
     row = {"site": SITE.hook, "dictionary": "d", "predicate": "current", "token": "<1>", "rank": 1, "labels": "real"}
-    windows = [(tokens_RC, {SITE.key: torch.zeros(2, 10, 8)})]
+    windows = [window(tokens_RC, torch.zeros(2, 10, 8))]
     table = pd.DataFrame([row | {"latent": 3, "sign": 1}])
     (entry,) = top_contexts(table, windows, {SITE: {"d": dictionary}}, TOKENIZER, before=1, after=1)
     assert entry["contexts"] == [{"tokens": ["<13>", "<14>", "<15>"], "activations": [0, 5, 0], "focus": 1}]

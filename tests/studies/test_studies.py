@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +12,8 @@ import torch
 
 from rayscope.cli.command_line import main
 from rayscope.cli.groups import groups
-from rayscope.evaluation.measurement import Means, documents_predicted, measure
+from rayscope.evaluation.codecs import references
+from rayscope.evaluation.measure import documents_predicted, measure
 from rayscope.evaluation.meter import Meter
 from rayscope.model.sites import resolve
 from rayscope.report import read_verdict, verdict_lines
@@ -170,8 +172,9 @@ def test_the_verdict_is_shown_again(source, tmp_path, capsys):
 def test_metric_sanity_sees_a_fault_in_the_evaluation(source, tmp_path, monkeypatch):
     """As if position 0 were never told apart: the first principal components no longer explain what they should."""
     reconstruct = Meter.reconstruct
-    blind = lambda self, x, tokens, documents, first_N: reconstruct(self, x, tokens, documents, first_N & False)  # noqa: E731
-    monkeypatch.setattr(Meter, "reconstruct", blind)
+    monkeypatch.setattr(
+        Meter, "reconstruct", lambda meter, v: reconstruct(meter, replace(v, first_N=v.first_N & False))
+    )
     sizes = ["study.sizes.demo.tokens=512", "study.sizes.demo.splice_rows=2", "study.sizes.demo.seeds=[0]"]
     table, verdict = run("metric_sanity", *source, *sizes, out=tmp_path / "a")
     assert verdict["predictions"]["error"]["pass"] is False
@@ -342,7 +345,7 @@ def test_too_few_documents_are_refused_before_anything_is_trained(source, tmp_pa
 
 def test_documents_are_those_that_the_evaluation_measures(model, packed):
     (site,) = resolve("blocks.1.hook_resid_post", model)
-    nothing = {site.key: Means(torch.zeros(32), torch.zeros(32))}
+    nothing = {site: references(torch.zeros(32), torch.zeros(32))}
     for seed, tokens in ((0, 32), (0, 100), (3, 320)):
         measured = measure(
             model, packed.test, [], nothing, [], tokens=640, splice_tokens=tokens, quantise=False, seed=seed

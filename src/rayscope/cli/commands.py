@@ -71,7 +71,7 @@ def tune(config: DictConfig, folder: Path, loggers: Sequence[Any]) -> None:
 
 def evaluate(config: DictConfig, folder: Path, loggers: Sequence[Any], compared: Any = None) -> None:
     from rayscope import pipeline
-    from rayscope.evaluation.measurement import check_options
+    from rayscope.evaluation.measure import check_options
     from rayscope.report import print_summary, read_file
 
     check_options(**config.evaluation)
@@ -149,7 +149,7 @@ def benchmark(config: DictConfig, folder: Path) -> None:
 
 
 def demo(config: DictConfig, folder: Path, loggers: Sequence[Any]) -> None:
-    from rayscope.evaluation.measurement import check_options
+    from rayscope.evaluation.measure import check_options
 
     check_options(**config.evaluation)
     train(config, folder, loggers)

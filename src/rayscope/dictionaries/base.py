@@ -44,6 +44,9 @@ class Codes:
         z_NL = self.values_M.new_zeros(len(self), self.latents)
         return z_NL.index_put_((self.rows_M, self.indices_M), self.values_M, accumulate=True)
 
+    def cpu(self) -> "Codes":
+        return Codes(self.indices_M.cpu(), self.values_M.cpu(), self.offsets.cpu(), self.latents)
+
     @classmethod
     def of_rows(cls, indices_Nk: Tensor, values_Nk: Tensor, latents: int) -> "Codes":
         """From the same number of entries per row; zeros are left out."""

@@ -5,16 +5,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-import numpy as np
-import torch
-
 from rayscope.baselines import SiteFit, fit_sites
 from rayscope.dictionaries import Dictionary
+from rayscope.evaluation.codecs import Codec, references
 from rayscope.evaluation.entry import Entry, label, role_of
-from rayscope.evaluation.measurement import Means
 from rayscope.model.sites import Site
 from rayscope.streams.seeding import permutation
 from rayscope.streams.source import Source
+from rayscope.streams.windows import read_rows
 
 
 @dataclass(frozen=True)
@@ -131,10 +129,10 @@ def headline_budget(dictionaries: Iterable[Dictionary], headline_k: int) -> floa
     return min(plain_rays(dictionaries), key=lambda d: abs(d.k - headline_k)).bits()
 
 
-def position_means(compared: Comparison, rows: int = 64) -> dict[str, Means]:
-    """What the mean codecs put in place of a site's activations: {site.key: Means}."""
+def reference_codecs(compared: Comparison, rows: int = 64) -> dict[Site, dict[str, Codec]]:
+    """Of each site: from its means over training text, at position 0 and in the stream that baselines were fitted from."""
     source, sites, device = compared.source, compared.sites, compared.source.model.device
     chosen = permutation(len(source.text.train), source.seed, "evaluation", 1).numpy()[:rows]
-    tokens_RC = torch.from_numpy(source.text.train.tokens[chosen][:, :1].astype(np.int64)).to(device)
-    first = source.model.activations(tokens_RC, sites)  # position 0 sees no other position
-    return {s.key: Means(first[s.key][:, 0].mean(0), compared.fitted[s.key].mean_D.to(device)) for s in sites}
+    tokens_RC, _ = read_rows(source.text.train, chosen)
+    x_RCD = source.model.activations(tokens_RC[:, :1], sites)  # position 0 sees no other position
+    return {s: references(x_RCD[s.key][:, 0].mean(0), compared.fitted[s.key].mean_D.to(device)) for s in sites}

@@ -1,110 +1,121 @@
 """Meter: what is summed of one codec over vectors, per document, so that any statistic of any resample follows.
 
-N vectors, D site width, L latents, M non-zero codes of N vectors, G documents.
+N vectors, D site width, L latents, K number of active latents plus one, G documents, P places: later positions,
+position 0.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
-from rayscope.dictionaries import Codes, Dictionary
+from rayscope.dictionaries import Codes
 from rayscope.evaluation import metrics
-from rayscope.evaluation.quantisation import Calibration
-from rayscope.streams.positions import VIEWS
+from rayscope.evaluation.codecs import Codec
+from rayscope.evaluation.quantisation import cells
+from rayscope.streams.positions import VIEWS, counted
+from rayscope.streams.stream import Vectors
 
-Codec = Dictionary | Callable[[Tensor, Tensor], Tensor]  # or a function of (x_ND, which are at position 0) to x_hat_ND
 
-
-class Spreads:
-    """What every codec's errors are put against: the spread of the vectors, with position 0 left out and with it."""
+class Variance:
+    """What the errors of every codec of some vectors are compared with, in each view of position 0."""
 
     def __init__(self, width: int, documents: int):
-        self.at = {place: metrics.Spread(width, documents) for place in VIEWS}
+        self.of = {view: metrics.VarianceSums(width, documents) for view in VIEWS}
 
-    def update(self, x_ND: Tensor, documents_N: Tensor, first_N: Tensor) -> None:
-        x_ND, later_N = x_ND.cpu(), ~first_N
-        self.at["included"].update(x_ND, documents_N)
-        self.at["excluded"].update(x_ND[later_N], documents_N[later_N])
+    def update(self, vectors: Vectors) -> None:
+        """Their documents are numbered 0 .. G - 1."""
+        vectors = vectors.to("cpu")
+        self.of["included"].update(vectors.target_ND, vectors.documents_N)
+        later = vectors.take(~vectors.first_N)
+        self.of["excluded"].update(later.target_ND, later.documents_N)
 
 
 class Meter:
-    """With position 0 left out and with it: the sums of errors and of codes, and of the loss and KL that are added to it.
+    """Sums of one codec's errors, of its codes, and of the loss and KL added by whoever splices it, in each view.
 
-    spreads: of the same vectors, updated once for all meters of a site.
-    seen: what validation vectors show of a dictionary's codes; they are put on its grid, unless quantise is False.
+    variance: of the same vectors, updated once for all meters of a site.
     """
 
-    def __init__(self, codec: Codec, spreads: Spreads, seen: Calibration | None = None, quantise: bool = True):
-        documents = len(spreads.at["included"].count_G)
-        self.codec = codec
-        self.latents = codec.latents if isinstance(codec, Dictionary) else 0
-        self.grid = seen.grid() if seen and quantise else None
-        self.sums = {p: metrics.Sums(spreads.at[p]) for p in VIEWS}
-        self.codes = {p: CodeSums(codec, documents, seen.frequency(p) if seen else None) for p in VIEWS}
-        zeros = lambda: torch.zeros(documents, dtype=torch.float64)  # noqa: E731
-        self.loss = {p: zeros() for p in VIEWS}
-        self.kl = {p: zeros() for p in VIEWS}
+    def __init__(self, codec: Codec, variance: Variance):
+        documents = len(variance.of["included"].count_G)
+        self.codec, self.codes = codec, CodeSums(codec, documents)
+        self.errors = {view: metrics.ErrorSums(variance.of[view]) for view in VIEWS}
+        self.loss, self.kl = ({view: torch.zeros(documents, dtype=torch.float64) for view in VIEWS} for _ in range(2))
 
-    def reconstruct(self, x_ND: Tensor, tokens_N: Tensor, documents_N: Tensor, first_N: Tensor) -> Tensor:
-        """x_hat_ND; its errors and codes are added to the sums. documents_N: 0 .. G - 1; first_N: which are at position 0."""
-        later_N = ~first_N
-        if isinstance(self.codec, Dictionary):
-            codes = self.codec.encode_sparse(x_ND, tokens_N)
-            quantised = self.grid.quantise(codes, first_N) if self.grid else codes
-            x_hat_ND = self.codec.decode_sparse(quantised, tokens_N)
-            self.codes["included"].update(codes, documents_N, torch.ones_like(later_N))
-            self.codes["excluded"].update(codes, documents_N, later_N)
-        else:
-            x_hat_ND = self.codec(x_ND, first_N)
-        self.sums["included"].update(x_ND, x_hat_ND, documents_N)
-        kept_N = later_N.to(x_ND.device)
-        self.sums["excluded"].update(x_ND[kept_N], x_hat_ND[kept_N], documents_N[later_N])
+    def reconstruct(self, vectors: Vectors) -> Tensor:
+        """x_hat_ND; its errors and codes are added to the sums. Documents are numbered 0 .. G - 1."""
+        x_hat_ND, codes = self.codec.reconstruct(vectors)
+        error_N, ratio_N = metrics.errors(vectors.target_ND, x_hat_ND)
+        for view, sums in self.errors.items():
+            kept_N = counted(vectors.first_N, view)
+            sums.update(error_N[kept_N], ratio_N[kept_N], vectors.documents_N[kept_N])
+        self.codes.update(codes, vectors)
         return x_hat_ND
 
-    def statistics(self, position0: str = "excluded") -> dict[str, Callable[[Tensor], Tensor]]:
-        """{metric: weights_BG -> [B]}: fvu, l2_ratio, and of a dictionary l0, density, bits_entropy."""
-        sums, codes, ratio = self.sums[position0], self.codes[position0], metrics.ratio_of_sums
-        found = {"fvu": sums.fvu, "l2_ratio": sums.l2_ratio}
-        if self.latents:
-            found |= {
-                "l0": ratio(codes.active_G, codes.vectors_G),
-                "density": ratio(codes.active_G / self.latents, codes.vectors_G),
-                "bits_entropy": ratio(codes.entropy_G, codes.vectors_G),
+    def statistics(self, view: str = "excluded") -> dict[str, Callable[[Tensor], Tensor]]:
+        """{metric: weights_BG -> [B]}: fvu, l2_ratio, and of a codec with latents l0, density, bits_entropy."""
+        errors, ratio = self.errors[view], metrics.ratio_of_sums
+        statistics = {"fvu": errors.fvu, "l2_ratio": errors.l2_ratio}
+        if self.codec.latents:
+            active_G, vectors_G = self.codes.active_G(view), self.codes.vectors_G(view)
+            statistics |= {
+                "l0": ratio(active_G, vectors_G),
+                "density": ratio(active_G / self.codec.latents, vectors_G),
+                "bits_entropy": ratio(self.codes.entropy_G[view], vectors_G),
             }
-        return found
+        return statistics
 
-    def whole(self, position0: str = "excluded") -> dict[str, float]:
-        """dead and bits, of all documents together."""
-        if not isinstance(self.codec, Dictionary):
+    def whole(self, view: str = "excluded") -> dict[str, float]:
+        """Of a codec with latents dead and bits, of all documents together."""
+        if not self.codec.latents:
             return {}
-        codes = self.codes[position0]
-        dead = (codes.fired_L == 0).double().mean().item()
-        return {"dead": dead, "bits": self.codec.mean_bits(codes.counts)}
+        dead = (self.codes.fired_L(view) == 0).double().mean().item()
+        return {"dead": dead, "bits": self.codec.mean_bits(self.codes.counts(view))}
+
+
+class SiteSums:
+    """Of one site: a meter per codec, and in each view the loss with the site's activations at zero."""
+
+    def __init__(self, codecs: Mapping[str, Codec], width: int, documents: int):
+        self.variance = Variance(width, documents)
+        self.meters = {name: Meter(codec, self.variance) for name, codec in codecs.items()}
+        self.zero = {view: torch.zeros(documents, dtype=torch.float64) for view in VIEWS}
 
 
 class CodeSums:
-    """Counts of non-zero codes, per document and per latent, how many vectors have each count, and bits_entropy.
+    """How many codes are non-zero, per document and per latent; how many vectors have each number of them; and the sum
+    of bits_entropy per document."""
 
-    frequency_L: each latent's, for bits_entropy, which is not summed without.
-    """
+    def __init__(self, codec: Codec, documents: int):
+        self.codec = codec
+        self.fired_PL = torch.zeros(2, codec.latents, dtype=torch.int64)
+        self.counts_PK = torch.zeros(2, codec.latents + 1, dtype=torch.int64)
+        self.active_PG, self.vectors_PG = torch.zeros(2, 2, documents, dtype=torch.int64)
+        self.entropy_G = {view: torch.zeros(documents, dtype=torch.float64) for view in VIEWS}
 
-    def __init__(self, codec: Codec, documents: int, frequency_L: Tensor | None):
-        latents = codec.latents if isinstance(codec, Dictionary) else 0
-        self.codec, self.frequency_L = codec, frequency_L
-        self.entropy_G = torch.zeros(documents, dtype=torch.float64)
-        self.active_G = torch.zeros(documents, dtype=torch.float64)
-        self.vectors_G = torch.zeros(documents, dtype=torch.float64)
-        self.fired_L = torch.zeros(latents, dtype=torch.int64)
-        self.counts = torch.zeros(latents + 1, dtype=torch.int64)
+    def update(self, codes: Codes, vectors: Vectors) -> None:
+        place_N, active_N = vectors.first_N.long(), codes.offsets.diff().cpu()
+        self.fired_PL += cells(codes, vectors.first_N).bincount(minlength=self.fired_PL.numel()).view(2, -1).cpu()
+        counts_N = place_N * self.counts_PK.shape[1] + active_N
+        self.counts_PK += counts_N.bincount(minlength=self.counts_PK.numel()).view(2, -1)
+        documents_N = place_N * self.active_PG.shape[1] + vectors.documents_N
+        self.active_PG.view(-1).index_add_(0, documents_N, active_N)
+        self.vectors_PG += documents_N.bincount(minlength=self.vectors_PG.numel()).view(2, -1)
+        for view, entropy_G in self.entropy_G.items():
+            kept_N = counted(vectors.first_N, view)
+            bits_N = self.codec.bits_entropy(codes, view)
+            entropy_G.index_add_(0, vectors.documents_N[kept_N], bits_N[kept_N])
 
-    def update(self, codes: Codes, documents_N: Tensor, chosen_N: Tensor) -> None:
-        active_N = codes.offsets.diff().cpu()
-        self.active_G.index_add_(0, documents_N[chosen_N], active_N[chosen_N].double())
-        self.vectors_G.index_add_(0, documents_N[chosen_N], torch.ones(int(chosen_N.sum()), dtype=torch.float64))
-        kept_M = chosen_N.repeat_interleave(active_N)
-        self.fired_L += torch.bincount(codes.indices_M.cpu()[kept_M], minlength=len(self.fired_L))
-        self.counts += torch.bincount(active_N[chosen_N], minlength=len(self.counts))
-        if self.frequency_L is not None and isinstance(self.codec, Dictionary):
-            bits_N = self.codec.bits_entropy(codes, self.frequency_L).cpu()
-            self.entropy_G.index_add_(0, documents_N[chosen_N], bits_N[chosen_N])
+    def fired_L(self, view: str) -> Tensor:
+        return self.fired_PL[VIEWS[view]].sum(0)
+
+    def counts(self, view: str) -> Tensor:
+        """[K]: how many vectors have 0, 1, ... active latents."""
+        return self.counts_PK[VIEWS[view]].sum(0)
+
+    def active_G(self, view: str) -> Tensor:
+        return self.active_PG[VIEWS[view]].sum(0).double()
+
+    def vectors_G(self, view: str) -> Tensor:
+        return self.vectors_PG[VIEWS[view]].sum(0).double()

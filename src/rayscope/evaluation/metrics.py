@@ -22,19 +22,21 @@ def fvu(x_ND: Tensor, x_hat_ND: Tensor) -> float:
 
     Sums in float64 over all vectors, divided once: predicting the mean gives 1, identity 0.
     """
-    spread, documents_N = Spread(x_ND.shape[1], 1), torch.zeros(len(x_ND), dtype=torch.long)
-    spread.update(x_ND, documents_N)
-    sums = Sums(spread)
-    sums.update(x_ND, x_hat_ND, documents_N)
+    variance, documents_N = VarianceSums(x_ND.shape[1], 1), torch.zeros(len(x_ND), dtype=torch.long)
+    variance.update(x_ND, documents_N)
+    sums = ErrorSums(variance)
+    sums.update(*errors(x_ND, x_hat_ND), documents_N)
     return sums.fvu(torch.ones(1, 1, dtype=torch.float64)).item()
 
 
-def loss_recovered(ablated: float, spliced: float, clean: float) -> float:
-    """(CE_ablated - CE_spliced) / (CE_ablated - CE_clean)."""
-    return (ablated - spliced) / (ablated - clean) if ablated != clean else float("nan")
+def errors(x_ND: Tensor, x_hat_ND: Tensor) -> tuple[Tensor, Tensor]:
+    """(|x - x_hat|^2, |x_hat| / |x|) of each vector, in float64 on the CPU."""
+    x_ND, x_hat_ND = x_ND.detach().double(), x_hat_ND.detach().double()
+    ratio_N = x_hat_ND.norm(dim=1) / x_ND.norm(dim=1).clamp(min=torch.finfo(torch.float64).tiny)
+    return (x_ND - x_hat_ND).square().sum(1).cpu(), ratio_N.cpu()
 
 
-class Spread:
+class VarianceSums:
     """Float64 sums of vectors per document, from which |x - x_bar|^2 follows: the same for every codec of the vectors.
 
     Sums are taken about the first batch's mean, so that a large common offset costs no digits.
@@ -70,21 +72,20 @@ class Spread:
         return self.count_G * (0.0 if self.centre_D is None else self.centre_D.square().sum())
 
 
-class Sums:
+class ErrorSums:
     """Float64 sums of a codec's errors per document, from which fvu and l2_ratio follow, over any set of documents.
 
-    spread: of the same vectors, which whoever reads them updates once for all codecs.
+    variance: of the same vectors, updated once for all codecs.
     """
 
-    def __init__(self, spread: Spread):
-        self.spread = spread
-        self.error_G, self.ratio_G = torch.zeros(2, len(spread.count_G), dtype=torch.float64)
+    def __init__(self, variance: VarianceSums):
+        self.variance = variance
+        self.error_G, self.ratio_G = torch.zeros(2, len(variance.count_G), dtype=torch.float64)
 
-    def update(self, x_ND: Tensor, x_hat_ND: Tensor, documents_N: Tensor) -> None:
-        x_ND, x_hat_ND, documents_N = x_ND.detach().double(), x_hat_ND.detach().double(), documents_N.cpu()
-        ratio_N = x_hat_ND.norm(dim=1) / x_ND.norm(dim=1).clamp(min=torch.finfo(torch.float64).tiny)
-        self.error_G.index_add_(0, documents_N, (x_ND - x_hat_ND).square().sum(1).cpu())
-        self.ratio_G.index_add_(0, documents_N, ratio_N.cpu())
+    def update(self, error_N: Tensor, ratio_N: Tensor, documents_N: Tensor) -> None:
+        """error_N, ratio_N: see `errors`."""
+        self.error_G.index_add_(0, documents_N, error_N)
+        self.ratio_G.index_add_(0, documents_N, ratio_N)
 
     def fvu(self, weights_BG: Tensor) -> Tensor:
         """[B]: sum |x - x_hat|^2 / sum |x - x_bar|^2, for each row of document weights; x_bar is that of all documents.
@@ -92,14 +93,13 @@ class Sums:
         With a mean of its own, each resample of a few documents would have less variance, and a larger FVU, than the sample.
         NaN for vectors that do not vary.
         """
-        error_B, spread_B = weights_BG @ self.error_G, weights_BG @ self.spread.of_documents()
-        return torch.where(
-            spread_B > CONSTANT**2 * (weights_BG @ self.spread.size_of_centres()), error_B / spread_B, torch.nan
-        )
+        error_B, variance_B = weights_BG @ self.error_G, weights_BG @ self.variance.of_documents()
+        constant_B = variance_B <= CONSTANT**2 * (weights_BG @ self.variance.size_of_centres())
+        return torch.where(constant_B, torch.nan, error_B / variance_B)
 
     def l2_ratio(self, weights_BG: Tensor) -> Tensor:
         """[B]: mean over vectors of |x_hat| / |x|."""
-        return (weights_BG @ self.ratio_G) / (weights_BG @ self.spread.count_G)
+        return (weights_BG @ self.ratio_G) / (weights_BG @ self.variance.count_G)
 
 
 def bootstrap_weights(documents: int, draws: int, seed: int = 0) -> Tensor:
@@ -131,3 +131,8 @@ def ratio_of_sums(numerator_G: Tensor, denominator_G: Tensor) -> Callable[[Tenso
         return torch.where(below_B != 0, (weights_BG @ numerator_G) / below_B, torch.nan)
 
     return ratio
+
+
+def loss_recovered(ablated_G: Tensor, spliced_G: Tensor, clean_G: Tensor) -> Callable[[Tensor], Tensor]:
+    """weights -> (CE_ablated - CE_spliced) / (CE_ablated - CE_clean), from losses summed per document."""
+    return ratio_of_sums(ablated_G - spliced_G, ablated_G - clean_G)

@@ -3,14 +3,20 @@
 N vectors, L latents, M non-zero codes of N vectors, P places: later positions, position 0 (see `positions`).
 """
 
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from rayscope.dictionaries import Codes
+from rayscope.dictionaries import Codes, Dictionary
+from rayscope.model.sites import Site
 from rayscope.streams.positions import VIEWS
+from rayscope.streams.stream import Batch
+from rayscope.streams.windows import Window
 
+Key = TypeVar("Key", bound=Hashable)
 LEVELS = 256  # the 8 bits of a value that code_length.bits counts
 
 
@@ -64,6 +70,23 @@ class Calibration:
         low_PL = torch.where(seen_PL, self.low_PL / wider_PL, all_low_P[:, None])
         high_PL = torch.where(seen_PL, self.high_PL * wider_PL, all_high_P[:, None])
         return Grid(low_PL, (high_PL - low_PL) / (LEVELS - 1))
+
+
+@torch.no_grad()
+def calibrate_codes(
+    dictionaries: Mapping[Site, Mapping[Key, Dictionary]], parts: Iterable[Window | Batch]
+) -> dict[Site, dict[Key, Calibration]]:
+    """What validation text shows of every dictionary's codes."""
+    seen = {
+        site: {n: Calibration(d.latents, d.device) for n, d in named.items()} for site, named in dictionaries.items()
+    }
+    for part in parts:
+        for site, named in dictionaries.items():
+            vectors = part.at(site)
+            for name, dictionary in named.items():
+                codes = vectors.to(dictionary.device).encode(dictionary)
+                seen[site][name].update(codes, vectors.first_N)
+    return seen
 
 
 @dataclass(frozen=True)

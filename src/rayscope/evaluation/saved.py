@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from rayscope.dictionaries import Dictionary, find, load
+from rayscope.evaluation.codecs import REFERENCES
 from rayscope.evaluation.entry import role_of
-from rayscope.evaluation.measurement import REFERENCES
 from rayscope.model import LanguageModel
 from rayscope.model.sites import Site, resolve
 

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from rayscope.dictionaries.base import Codes, Dictionary
+from rayscope.dictionaries.base import Dictionary
 from rayscope.features.detection import columns
 from rayscope.features.tokens import text_of
 
 if TYPE_CHECKING:
     from rayscope.model.sites import Site
+    from rayscope.streams.windows import Window
 
 
 @torch.no_grad()
 def top_contexts(
     table: pd.DataFrame,
-    windows: Iterable[tuple[Tensor, Mapping[str, Tensor]]],
+    windows: Iterable["Window"],
     dictionaries: Mapping["Site", Mapping[str, Dictionary]],
     tokenizer,
     *,
@@ -33,10 +33,9 @@ def top_contexts(
 ) -> list[dict[str, Any]]:
     """contexts.json: where the latents chosen for the most frequent tokens are strongest.
 
-    windows: (tokens_RC, {site.key: x_RCD}) of whole rows of the test text, position 0 included. Neither it nor a special
-    token, on which no dictionary was trained, is a focus: in a context they have activation 0. Activations are sign * z.
-    Equal ones: the earlier position. tokens: how many, by rank. contexts: for each latent at most, each from `before`
-    tokens to `after`.
+    windows: of the test text. Neither position 0 nor a special token, on which no dictionary was trained, is a focus: in
+    a context they have activation 0. Activations are sign * z. Equal ones: the earlier position. tokens: how many, by
+    rank. contexts: for each latent at most, each from `before` tokens to `after`.
     """
     rows = [row for row in table.to_dict("records") if row["labels"] == "real" and not pd.isna(row["latent"])]
     ranks = sorted({row["rank"] for row in rows})[:tokens]
@@ -47,19 +46,16 @@ def top_contexts(
     named = [(site, name, d) for site, of_site in dictionaries.items() for name, d in of_site.items()]
     named = [(site, name, d) for site, name, d in named if (site.hook, name) in groups]
     found: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
-    special = torch.tensor(tokenizer.all_special_ids)
-    for tokens_RC, activations in windows:
-        special_RC = torch.isin(tokens_RC[:, 1:], special)
+    for window in windows:
+        tokens_RC = window.tokens_RC
         for site, name, dictionary in named:
             latents_U, signs_U = (
                 torch.tensor([int(row[column]) for row in groups[site.hook, name]]) for column in ("latent", "sign")
             )
-            x_ND = activations[site.key][:, 1:].flatten(0, 1).float()
-            codes = dictionary.encode_sparse(x_ND, tokens_RC[:, 1:].flatten())
-            codes = Codes(codes.indices_M.cpu(), codes.values_M.cpu(), codes.offsets.cpu(), codes.latents)
-            z_RCU = (columns(codes, latents_U) * signs_U).unflatten(0, (len(tokens_RC), -1))
-            z_RCU[special_RC] = 0
-            for u, z_RC in enumerate(F.pad(z_RCU, (0, 0, 1, 0)).unbind(-1)):
+            vectors = window.at(site)
+            z_NU = columns(vectors.encode(dictionary).cpu(), latents_U) * signs_U
+            z_NU[vectors.first_N] = 0
+            for u, z_RC in enumerate(window.in_rows(z_NU, torch.zeros(*tokens_RC.shape, len(latents_U))).unbind(-1)):
                 best = found.get((site.hook, name, u), []) + strongest(z_RC, tokens_RC, contexts, before, after)
                 found[site.hook, name, u] = sorted(best, key=lambda c: -c["activations"][c["focus"]])[:contexts]
     entries = []

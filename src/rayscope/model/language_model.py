@@ -147,7 +147,7 @@ class LanguageModel:
                     raise Stop
 
         with suppress(Stop):
-            self.run_blocks(self.embed(tokens_RC), read=read)
+            self.run_blocks(self.embed(tokens_RC.to(self.device)), read=read)
         return found
 
     def bridge(self):

@@ -116,7 +116,7 @@ class ActivationStream(Stream):
         buffers = {site.key: torch.empty(size * per_row, site.width) for site in self.sites}
         tokens_RC = torch.from_numpy(self.rows.tokens[row_numbers].astype(np.int64))
         for start in range(0, size, self.harvest_rows):
-            part = tokens_RC[start : start + self.harvest_rows].to(self.model.device)
+            part = tokens_RC[start : start + self.harvest_rows]
             with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                 found = self.model.activations(part, self.sites)
             for site in self.sites:

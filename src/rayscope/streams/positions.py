@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LATER = slice(1, None)  # the positions of a row after 0
+LATER = slice(1, None)  # the positions of a row after 0, whose tokens are those that are predicted
 VIEWS = {"excluded": slice(0, 1), "included": slice(0, 2)}  # of position 0, and the places P that each counts
 Tokens = TypeVar("Tokens", np.ndarray, Tensor)
 

@@ -9,18 +9,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from rayscope.model import LanguageModel
 from rayscope.model.sites import Site
 from rayscope.streams.harvest import ActivationStream
 from rayscope.streams.positions import stream_sizes
 from rayscope.streams.seeding import permutation
+from rayscope.streams.windows import Window, read_rows
 from rayscope.text import PackedText
-
-Windows = Iterator[tuple[Tensor, dict[str, Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -70,14 +65,15 @@ class Source:
             option=option,
         )
 
-    def windows(self, split: str, sites: Sequence[Site], tokens: int, rows: int = 16) -> Windows:
-        """(tokens_RC, {site.key: x_RCD}) of whole rows of a split, position 0 included, `rows` at a time."""
+    def windows(self, split: str, sites: Sequence[Site], tokens: int, rows: int = 16) -> Iterator[Window]:
+        """At least `tokens` tokens in whole rows of a split, `rows` rows at a time."""
         packed = self.text[split]
         count = min(len(packed), -(-tokens // self.text.context))
         chosen = permutation(len(packed), self.seed, "evaluation", 0).numpy()[:count]
         for start in range(0, count, rows):
-            tokens_RC = torch.from_numpy(packed.tokens[chosen[start : start + rows]].astype(np.int64))
-            yield tokens_RC, self.model.activations(tokens_RC.to(self.model.device), sites)
+            tokens_RC, documents_RC = read_rows(packed, chosen[start : start + rows])
+            activations = self.model.activations(tokens_RC, sites)
+            yield Window(tokens_RC, documents_RC, activations, self.model.special_ids)
 
     def fingerprints(self) -> dict[str, str]:
         """What a run that resumes must read as it did before: {text (with its tokenizer and context), model}."""

@@ -1,13 +1,43 @@
 """Stream: batches of activations by number. N vectors of a batch, D site width."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from rayscope.dictionaries import Codes, Dictionary
 from rayscope.model.sites import Site
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """N vectors of one site, and those that a dictionary there reconstructs: the same tensor unless `Site.output` is
+    another site. first_N: which are at position 0. Labels stay on the CPU."""
+
+    x_ND: Tensor
+    target_ND: Tensor
+    tokens_N: Tensor
+    documents_N: Tensor
+    first_N: Tensor
+
+    def to(self, device_or_dtype: torch.device | torch.dtype | str) -> "Vectors":
+        return self._changed(lambda x_ND: x_ND.to(device_or_dtype))
+
+    def take(self, chosen: Tensor) -> "Vectors":
+        """chosen: a mask or places, on the CPU."""
+        labels = {name: getattr(self, name)[chosen] for name in ("tokens_N", "documents_N", "first_N")}
+        return self._changed(lambda x_ND: x_ND[chosen.to(x_ND.device)], **labels)
+
+    def _changed(self, change: Callable[[Tensor], Tensor], **labels: Tensor) -> "Vectors":
+        x_ND = change(self.x_ND)
+        return replace(
+            self, x_ND=x_ND, target_ND=x_ND if self.target_ND is self.x_ND else change(self.target_ND), **labels
+        )
+
+    def encode(self, dictionary: Dictionary) -> Codes:
+        return dictionary.encode_sparse(self.x_ND, self.tokens_N)
 
 
 @dataclass(frozen=True)
@@ -26,6 +56,10 @@ class Batch:
     @property
     def labels(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.tokens_N, self.previous_N, self.documents_N, self.positions_N
+
+    def at(self, site: Site) -> Vectors:
+        x_ND, target_ND = self.activations[site.key], self.activations[site.output.key]
+        return Vectors(x_ND, target_ND, self.tokens_N, self.documents_N, self.positions_N == 0)
 
     def to(self, device: torch.device | str) -> "Batch":
         move = {key: x.to(device, non_blocking=True) for key, x in self.activations.items()}

@@ -3,7 +3,7 @@
 N vectors, D site width.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -11,22 +11,24 @@ import torch
 from torch import Tensor
 
 from rayscope.baselines.pca import pca
+from rayscope.dictionaries import Codes
 from rayscope.dictionaries.code_length import bits
 from rayscope.drawing import COLOURS, MARKERS, label, panels
 from rayscope.evaluation import metrics
+from rayscope.evaluation.codecs import Codec, Identity, Mean, Position0, no_codes, references
 from rayscope.evaluation.entry import Entry
-from rayscope.evaluation.measurement import Means, Measurement, measure
+from rayscope.evaluation.measure import measure
+from rayscope.evaluation.measurement import Measurement
 from rayscope.model.sites import Site
-from rayscope.streams import positions
 from rayscope.streams.source import Source
 from rayscope.streams.statistics import Moments
+from rayscope.streams.stream import Vectors
 from rayscope.studies.study import Findings, Observed, Setting, over_seeds, resamples
 
 FAULTY = ("per_token_ratio", "about_zero", "scalar_mean", "centred_residual")
 COLUMNS = ["site", "seed", "by", "codec", "metric", "position0", "tokens", "expected", "observed", "error", *FAULTY]
 DRAWS = 1000
 CHUNK = 4096  # vectors in float64 at once
-Codec = Callable[[Tensor, Tensor], Tensor]  # (x_ND, which are at position 0) -> x_hat_ND
 
 
 def metric_sanity(setting: Setting, *, tokens: int, splice_rows: int) -> Findings:
@@ -45,7 +47,7 @@ def metric_sanity(setting: Setting, *, tokens: int, splice_rows: int) -> Finding
     for seed in setting.seeds:
         source = replace(setting.source, seed=seed)
         for site in setting.sites:
-            vectors = Vectors.read(source, site, tokens)
+            vectors = read(source, site, tokens)
             about = {"site": site.hook, "seed": seed}
             rows += [about | {"by": "metrics", "tokens": len(vectors.x_ND)} | row for row in explained(vectors)]
             measured, expected = evaluated(source, site, vectors, tokens, splice_rows)
@@ -65,29 +67,17 @@ def hand_cases() -> Iterator[dict]:
     yield row | {"metric": "bits", "expected": 605.0, "observed": round(bits(24_576, 32, signed=False))}
 
 
-@dataclass(frozen=True)
-class Vectors:
-    """Activations of whole rows but for special tokens, and whether each stands at position 0."""
+def read(source: Source, site: Site, tokens: int) -> Vectors:
+    """What the evaluation reads at a site, as one document on the CPU."""
+    parts = [window.at(site).to("cpu") for window in source.windows("test", [site], whole_rows(source, tokens))]
+    x_ND, tokens_N, first_N = (torch.cat([getattr(p, name) for p in parts]) for name in ("x_ND", "tokens_N", "first_N"))
+    return Vectors(x_ND, x_ND, tokens_N, torch.zeros_like(tokens_N), first_N)
 
-    x_ND: Tensor
-    first_N: Tensor
 
-    @classmethod
-    def read(cls, source: Source, site: Site, tokens: int) -> "Vectors":
-        x, first = [], []
-        for tokens_RC, found in source.windows("test", [site], whole_rows(source, tokens)):
-            coded_N = positions.coded(tokens_RC, source.model.special_ids).flatten()
-            x.append(found[site.key].flatten(0, 1).cpu()[coded_N])
-            first.append(positions.first(tokens_RC).flatten()[coded_N])
-        return cls(torch.cat(x), torch.cat(first))
-
-    def without_first(self) -> "Vectors":
-        return Vectors(self.x_ND[~self.first_N], self.first_N[~self.first_N])
-
-    def chunks(self, size: int = CHUNK) -> Iterator[tuple[Tensor, Tensor]]:
-        """(x_ND in float64, first_N)."""
-        for x_ND, first_N in zip(self.x_ND.split(size), self.first_N.split(size), strict=True):
-            yield x_ND.double(), first_N
+def chunks(vectors: Vectors, size: int = CHUNK) -> Iterator[Vectors]:
+    """In float64."""
+    for chosen in torch.arange(len(vectors.first_N)).split(size):
+        yield vectors.take(chosen).to(torch.float64)
 
 
 def whole_rows(source: Source, tokens: int) -> int:
@@ -109,9 +99,9 @@ class Known:
 
     @classmethod
     def of(cls, vectors: Vectors) -> "Known":
-        by_place = metrics.Spread(vectors.x_ND.shape[1], 2)
-        for x_ND, first_N in vectors.chunks():
-            by_place.update(x_ND, first_N.long())
+        by_place = metrics.VarianceSums(vectors.x_ND.shape[1], 2)  # places as documents
+        for part in chunks(vectors):
+            by_place.update(part.x_ND, part.first_N.long())
         counts_P, count, means_PD = by_place.count_G, by_place.count_G.sum(), by_place.means()
         mean_D = (counts_P / count) @ means_PD
         first_D = means_PD[1] if counts_P[1] else means_PD[0]
@@ -129,44 +119,50 @@ class Known:
         return self.share * (1 - self.share) * self.gap
 
 
+class Half(Codec):
+    """x_hat = half of the way from the mean to x, plus an error that is the same for all vectors."""
+
+    def __init__(self, mean_D: Tensor, error_D: Tensor):
+        self.mean_D, self.error_D = mean_D, error_D
+
+    def reconstruct(self, vectors: Vectors) -> tuple[Tensor, Codes]:
+        return self.mean_D + (vectors.x_ND - self.mean_D) / 2 + self.error_D, no_codes(vectors)
+
+
 def codecs(known: Known) -> dict[str, tuple[Codec, float]]:
     """(codec, the explained variance of the vectors that it knows)."""
-    width = len(known.mean_D)
-    offset_D = (known.spread / known.vectors / width) ** 0.5 * torch.ones(width, dtype=torch.float64)
-
-    def half(x_ND: Tensor, _: Tensor) -> Tensor:
-        return known.mean_D + (x_ND - known.mean_D) / 2
-
+    mean_D = known.mean_D
+    offset_D = (known.spread / known.vectors / len(mean_D)) ** 0.5 * torch.ones_like(mean_D)
     return {
-        "identity": (lambda x, _: x, 1.0),
-        "mean": (lambda x, _: known.mean_D.expand_as(x), 0.0),
-        "position0": (lambda x, first: torch.where(first[:, None], known.first_D, known.rest_D), known.between),
-        "half": (half, 0.75),
-        "half, with a constant error": (lambda x, first: half(x, first) + offset_D / 2, 0.5),
+        "identity": (Identity(), 1.0),
+        "mean": (Mean(mean_D), 0.0),
+        "position0": (Position0(known.first_D, known.rest_D), known.between),
+        "half": (Half(mean_D, 0 * offset_D), 0.75),
+        "half, with a constant error": (Half(mean_D, offset_D / 2), 0.5),
     }
 
 
 def explained(vectors: Vectors) -> Iterator[dict]:
     """Explained variance, 1 - FVU, of every codec, with position 0 and without."""
-    for position0, these in (("included", vectors), ("excluded", vectors.without_first())):
+    for position0, these in (("included", vectors), ("excluded", vectors.take(~vectors.first_N))):
         known = Known.of(these)
-        made = codecs(known)
-        for name, (codec, expected) in made.items():
+        of_known = codecs(known)
+        for name, (codec, expected) in of_known.items():
             row = {"codec": name, "metric": "ev", "position0": position0, "expected": expected}
             yield row | {"observed": explained_variance(these, codec)} | faulty(these, codec, known)
-        half = made["half"][0]
+        half, _ = of_known["half"]
         row = {"metric": "ev", "position0": position0, "expected": 0.75}
         yield row | {"codec": "half, x 1000", "observed": explained_variance(these, half, scale=1000.0)}
         yield row | {"codec": "half, in batches of 97", "observed": explained_variance(these, half, batch=97)}
 
 
 def explained_variance(vectors: Vectors, codec: Codec, batch: int = CHUNK, scale: float = 1.0) -> float:
-    spread = metrics.Spread(vectors.x_ND.shape[1], 1)
-    sums = metrics.Sums(spread)
-    for x_ND, first_N in vectors.chunks(batch):
-        nowhere_N = torch.zeros(len(x_ND), dtype=torch.long)
-        spread.update(scale * x_ND, nowhere_N)
-        sums.update(scale * x_ND, scale * codec(x_ND, first_N), nowhere_N)
+    variance = metrics.VarianceSums(vectors.x_ND.shape[1], 1)
+    sums = metrics.ErrorSums(variance)
+    for part in chunks(vectors, batch):
+        x_ND, x_hat_ND = scale * part.x_ND, scale * codec.reconstruct(part)[0]
+        variance.update(x_ND, part.documents_N)
+        sums.update(*metrics.errors(x_ND, x_hat_ND), part.documents_N)
     return 1 - sums.fvu(torch.ones(1, 1, dtype=torch.float64)).item()
 
 
@@ -175,8 +171,9 @@ def faulty(vectors: Vectors, codec: Codec, known: Known) -> dict[str, float]:
     dimensions; of the residual about its own mean, which hides a constant error."""
     ratio, error, square = torch.zeros(3, dtype=torch.float64)
     residual_D = torch.zeros_like(known.mean_D)
-    for x_ND, first_N in vectors.chunks():
-        residual_ND = x_ND - codec(x_ND, first_N)
+    for part in chunks(vectors):
+        x_ND = part.x_ND
+        residual_ND = x_ND - codec.reconstruct(part)[0]
         error_N = residual_ND.square().sum(1)
         ratio += (error_N / (x_ND - known.mean_D).square().sum(1)).sum()
         error += error_N.sum()
@@ -200,15 +197,15 @@ def evaluated(
     The mean is that without position 0, so that with it its error is the spread and n share^2 |m0 - m1|^2.
     """
     known, moments = Known.of(vectors), Moments()
-    for x_ND, _ in vectors.without_first().chunks():
-        moments.update(x_ND)
+    for part in chunks(vectors.take(~vectors.first_N)):
+        moments.update(part.x_ND)
     k = max(1, site.width // 4)
     prefix = pca(moments, k, "prefix").to(source.model.device)
     values_D = torch.linalg.eigvalsh(moments.covariance_DD)
-    means = Means(*(mean_D.float().to(source.model.device) for mean_D in (known.first_D, known.rest_D)))
+    first_D, rest_D = (mean_D.float().to(source.model.device) for mean_D in (known.first_D, known.rest_D))
     entry = Entry(site, "pca_prefix", "baseline", k, None, prefix, "pca_prefix")
     measured = measure(
-        source.model, source.text.test, [entry], {site.key: means}, [],
+        source.model, source.text.test, [entry], {site: references(first_D, rest_D)}, [],
         tokens=whole_rows(source, tokens), splice_tokens=splice_rows * source.text.context, quantise=False, seed=source.seed,
     )  # fmt: skip
     expected: dict[tuple[str, str, str], float] = {

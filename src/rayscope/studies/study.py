@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from rayscope.evaluation.measurement import documents_predicted
+from rayscope.evaluation.measure import documents_predicted
 from rayscope.evaluation.metrics import FEWEST_DOCUMENTS, bootstrap_weights
 from rayscope.files import write_whole
 from rayscope.limits import met

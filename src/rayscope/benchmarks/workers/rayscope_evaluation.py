@@ -7,10 +7,12 @@ import protocol
 import torch
 
 from rayscope.dictionaries import TopK
-from rayscope.evaluation.meter import Meter, Spreads
+from rayscope.evaluation.codecs import DictionaryCodec
+from rayscope.evaluation.meter import Meter, Variance
 from rayscope.evaluation.quantisation import Calibration
 from rayscope.memory import keep_freed_memory
 from rayscope.streams.positions import first
+from rayscope.streams.stream import Vectors
 
 settings = protocol.start()
 keep_freed_memory()  # as the command line does
@@ -24,12 +26,13 @@ documents_N, first_N = documents_RC.flatten(), first(documents_RC).flatten()
 tokens_N = torch.zeros_like(documents_N)  # TopK does not ask
 seen = Calibration(dictionary.latents)
 seen.update(dictionary.encode_sparse(train_ND[: rows * settings.context]), first_N)
-spreads = Spreads(settings.width, rows)
-meter = Meter(dictionary, spreads, seen)
+variance = Variance(settings.width, rows)
+meter = Meter(DictionaryCodec(dictionary, seen), variance)
 for x_ND in protocol.batches(train_ND, rows * settings.context, settings.seed):
     if settings.measure:
-        spreads.update(x_ND, documents_N, first_N)
-        meter.reconstruct(x_ND, tokens_N, documents_N, first_N)
+        vectors = Vectors(x_ND, x_ND, tokens_N, documents_N, first_N)
+        variance.update(vectors)
+        meter.reconstruct(vectors)
     else:
         dictionary.encode_sparse(x_ND)
 protocol.finish("rayscope")

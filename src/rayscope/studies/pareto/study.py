@@ -17,6 +17,7 @@ from rayscope.evaluation import metrics
 from rayscope.evaluation.comparison import Baseline, Comparison, compare
 from rayscope.evaluation.entry import Entry
 from rayscope.evaluation.measurement import Measurement
+from rayscope.evaluation.meter import SiteSums
 from rayscope.model.sites import Site
 from rayscope.pipeline import measure_compared
 from rayscope.streams.positions import VIEWS
@@ -132,12 +133,11 @@ def measure_in_parts(compared: Comparison, **options: Any) -> Measurement:
             measured.append(measure_compared(replace(compared, entries=part), **options))
     sites = compared.sites
     entries = {(entry.site, entry.name): entry for one in measured for entry in one.entries}  # references are in each
-    return replace(
-        measured[0],
-        entries=sorted(entries.values(), key=lambda entry: (sites.index(entry.site), entry.role == "reference")),
-        meters={site: {n: m for one in measured for n, m in one.meters.get(site, {}).items()} for site in sites},
-        zero_G={key: sums_G for one in measured for key, sums_G in one.zero_G.items()},
-    )
+    sums: dict[Site, SiteSums] = {}
+    for site, there in ((site, there) for one in measured for site, there in one.sites.items()):
+        sums.setdefault(site, there).meters.update(there.meters)
+    entries = sorted(entries.values(), key=lambda entry: (sites.index(entry.site), entry.role == "reference"))
+    return replace(measured[0], entries=entries, sites=sums)
 
 
 def table_of(measured: Measurement, gaps: Mapping[Entry, dict[str, float]]) -> pd.DataFrame:
@@ -154,7 +154,7 @@ def row_of(measured: Measurement, entry: Entry, position0: str, weights_BG: Tens
     meter, statistics = measured.meter(entry), measured.statistics(entry, position0)
     ones = torch.ones(1, measured.documents, dtype=torch.float64)
     row: dict[str, Any] = {"site": entry.site.hook, "method": entry.method, "position0": position0, "role": entry.role}
-    row |= {"k": entry.k, "seed": entry.seed, "quantised": meter.grid is not None}
+    row |= {"k": entry.k, "seed": entry.seed, "quantised": meter.codec.quantised}
     row |= {"tokens": measured.tokens, "splice_tokens": measured.splice_tokens}
     if entry.role != "reference":
         row |= {"latents": entry.dictionary.latents, "trained_tokens": entry.dictionary.provenance.get("tokens")}

@@ -1,0 +1,160 @@
+"""measure: every entry and the references on test documents, in one reading of them.
+
+R rows, C context, N vectors, D site width, G documents.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rayscope.console import progress
+from rayscope.evaluation import metrics
+from rayscope.evaluation.codecs import Codec, DictionaryCodec
+from rayscope.evaluation.entry import Entry, by_site
+from rayscope.evaluation.measurement import Measurement
+from rayscope.evaluation.meter import SiteSums
+from rayscope.evaluation.quantisation import calibrate_codes
+from rayscope.model import LanguageModel
+from rayscope.model.sites import Site
+from rayscope.model.splicing import CleanPass
+from rayscope.streams.positions import LATER, keep_first
+from rayscope.streams.seeding import permutation
+from rayscope.streams.windows import Window, read_rows
+from rayscope.text import Rows
+
+LOGITS = 2**26  # elements of [R, C, V] that one pass may hold
+
+
+def check_options(
+    *, tokens: int, splice_tokens: int, validation_tokens: int, quantise: bool, draws: int, context: int = 1
+) -> None:
+    """Raises ValueError for an option of `evaluation` from which no number could be computed."""
+    for name, value in (("tokens", tokens), ("splice_tokens", splice_tokens)):
+        if value < context:
+            raise ValueError(
+                f"evaluation.{name}={value} is less than one row of {context} token{'s' * (context > 1)}; raise it"
+            )
+    if validation_tokens < 1 and (quantise or validation_tokens < 0):
+        raise ValueError(
+            f"evaluation.validation_tokens={validation_tokens}: codes are put on 256 levels of the range that they have "
+            "there; at least 1, or with evaluation.quantise=false 0"
+        )
+    if draws < 0 or 0 < draws < metrics.FEWEST_DRAWS:
+        raise ValueError(
+            f"evaluation.draws={draws}: at least {metrics.FEWEST_DRAWS} for intervals, or 0 for a table without any"
+        )
+
+
+def measure(
+    model: LanguageModel,
+    rows: Rows,
+    entries: Sequence[Entry],
+    references: Mapping[Site, Mapping[str, Codec]],
+    validation: Iterable[Window],
+    *,
+    tokens: int,
+    splice_tokens: int,
+    quantise: bool = True,
+    seed: int = 0,
+    split: str = "test",
+) -> Measurement:
+    """Every entry, and the references of its site.
+
+    Reconstruction is measured on `tokens` of the split, loss and KL on the first `splice_tokens` of those, all in fp32.
+    Special tokens, on which nothing is trained, are left out of both (see `positions.coded`): they keep their
+    activations.
+
+    validation: whole rows on which each latent's range and frequency are read; a dictionary is measured with its codes
+    on 256 levels of that range, or, without `quantise`, as they are.
+    """
+    context = rows.tokens.shape[1]
+    for name, value in (("tokens", tokens), ("splice_tokens", splice_tokens)):
+        if value < context:
+            raise ValueError(f"{name}={value} is less than one row of {context}; raise it")
+    chosen = rows_read(rows, tokens, seed)
+    spliced = chosen[: splice_tokens // context]
+    numbers = torch.from_numpy(np.unique(rows.documents[chosen]).astype(np.int64))
+    seen = calibrate_codes(by_site(entries), validation)
+    sites = {}
+    for site, codecs in references.items():
+        coded = {e.name: DictionaryCodec(e.dictionary, seen[site][e.name], quantise) for e in entries if e.site == site}
+        sites[site] = SiteSums(coded | dict(codecs), site.output.width, len(numbers))
+    listed = with_references(entries, references)
+    clean_G, predicted_G = torch.zeros(2, len(numbers), dtype=torch.float64)
+    with progress("evaluating", len(listed) * len(chosen) * context) as advance, torch.no_grad():
+        for window, clean in passes(model, rows, chosen, len(spliced), list(sites)):
+            window = replace(window, documents_RC=torch.searchsorted(numbers, window.documents_RC))
+            if clean:
+                add(clean_G, window, clean.loss_RC)
+                add(predicted_G, window, torch.ones_like(clean.loss_RC))
+            for site, sums in sites.items():
+                measure_site(site, sums, window, clean, advance)
+    return Measurement(listed, sites, clean_G, predicted_G, split, len(chosen) * context, len(spliced) * context)
+
+
+def passes(
+    model: LanguageModel, rows: Rows, chosen: np.ndarray, spliced: int, sites: Sequence[Site]
+) -> Iterator[tuple[Window, CleanPass | None]]:
+    """Windows of the chosen rows, as many rows at a time as LOGITS allows, the first `spliced` rows with a clean pass."""
+    step = max(1, LOGITS // (rows.tokens.shape[1] * model.vocabulary))
+    read = list(dict.fromkeys([*sites, *(site.output for site in sites)]))
+    for start, stop in pairwise([*range(0, spliced, step), *range(spliced, len(chosen), step), len(chosen)]):
+        tokens_RC, documents_RC = read_rows(rows, chosen[start:stop])
+        clean = CleanPass.run(model, tokens_RC, read) if start < spliced else None
+        activations = clean.activations if clean else model.activations(tokens_RC, read)
+        yield Window(tokens_RC, documents_RC, activations, model.special_ids), clean
+
+
+def measure_site(
+    site: Site, sums: SiteSums, window: Window, clean: CleanPass | None, advance: Callable[[int], None]
+) -> None:
+    """Adds the window's vectors to the sums of every codec of a site, with a clean pass what splicing each costs too."""
+    vectors = window.at(site)
+    sums.variance.update(vectors)
+    if clean:
+        for view, loss_RC, _ in splice(window, clean, site, torch.zeros_like(vectors.target_ND)):
+            add(sums.zero[view], window, loss_RC)
+    for meter in sums.meters.values():
+        x_hat_ND = meter.reconstruct(vectors)
+        if clean:
+            for view, loss_RC, kl_RC in splice(window, clean, site, x_hat_ND):
+                add(meter.loss[view], window, loss_RC)
+                add(meter.kl[view], window, kl_RC)
+        advance(window.tokens_RC.numel())
+
+
+def splice(window: Window, clean: CleanPass, site: Site, x_hat_ND: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """(view, loss, KL): position 0 keeps its own activation (excluded), or is replaced too (included)."""
+    x_RCD = clean.activations[site.output.key]
+    x_hat_RCD = window.in_rows(x_hat_ND, x_RCD)
+    yield "excluded", *clean.spliced(site.output, keep_first(x_RCD, x_hat_RCD))
+    yield "included", *clean.spliced(site.output, x_hat_RCD)
+
+
+def add(sums_G: Tensor, window: Window, values_RC: Tensor) -> None:
+    """Adds a value of each predicted token to its document's sum."""
+    sums_G.index_add_(0, window.documents_RC[:, LATER].flatten(), values_RC.flatten().double().cpu())
+
+
+def with_references(entries: Sequence[Entry], references: Mapping[Site, Mapping[str, Any]]) -> list[Entry]:
+    """The entries of each site, then its references, whose codec stands in for a dictionary."""
+    listed = []
+    for site, codecs in references.items():
+        listed += [entry for entry in entries if entry.site == site]
+        listed += [Entry(site, name, "reference", None, None, codec, name) for name, codec in codecs.items()]
+    return listed
+
+
+def rows_read(rows: Rows, tokens: int, seed: int) -> np.ndarray:
+    """Which rows of a split are measured, in their order: of fewer tokens, the first of these."""
+    return permutation(len(rows), seed, "evaluation", 0).numpy()[: tokens // rows.tokens.shape[1]]
+
+
+def documents_predicted(rows: Rows, tokens: int, seed: int) -> int:
+    """Of how many documents a token is predicted in the rows that are measured (see `Measurement.spliced_documents`)."""
+    return len(np.unique(rows.documents[rows_read(rows, tokens, seed)][:, LATER]))
