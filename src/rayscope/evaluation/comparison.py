@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from rayscope.baselines import SiteFit, fit_sites
 from rayscope.dictionaries import Dictionary
@@ -38,9 +39,10 @@ class Baseline:
 
     def for_seeds(self, seeds: Iterable[int]) -> list["Baseline"]:
         """One for each seed if the fit takes a `seed` and is given none, else this one."""
-        if "seed" not in inspect.signature(self.fit).parameters or "seed" in getattr(self.fit, "keywords", {}):
+        fit: Any = self.fit
+        if "seed" not in inspect.signature(fit).parameters or "seed" in getattr(fit, "keywords", {}):
             return [self]
-        return [replace(self, fit=partial(self.fit, seed=seed), seed=seed) for seed in seeds]
+        return [replace(self, fit=partial(fit, seed=seed), seed=seed) for seed in seeds]
 
 
 def baselines_at_equal_bits(

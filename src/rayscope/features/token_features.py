@@ -150,7 +150,8 @@ def _probe_rows(
     tokens: int,
 ) -> Iterator[tuple["Site", list[dict]]]:
     """Each site's columns for each labelling: fitted on validation, with thresholds chosen there, scored on test."""
-    seen_JN, new_JN = (torch.stack([labelling[split] for labelling in labellings]) for split in (1, 2))
+    seen_JN = torch.stack([seen_N for _, seen_N, _ in labellings])
+    new_JN = torch.stack([new_N for _, _, new_N in labellings])
     probes = fit_probes(validation, [site.key for site in sites], seen_JN, tokens)
     seen_scores = probe_scores(probes, validation, seen_JN, left_out=True)
     new_scores = probe_scores(probes, test, new_JN)
