@@ -123,8 +123,9 @@ def benchmarks_page() -> str:
     lines = [
         "# Benchmark tables",
         "",
-        '`make bench` wrote these numbers to `benchmarks/`, one file per day and machine. "x its time" is a contender\'s',
-        "time per unit divided by that of the row that it is against, median over rounds. NO marks a limit that was missed.",
+        "`make bench` wrote these numbers to `benchmarks/`, one file per day and machine. *x its time* is a",
+        "contender's time per unit divided by that of the row that it is against, median over rounds. NO marks a limit",
+        "that was missed.",
         "This page is written by `python scripts/docs_pages.py`; [Speed](speed.md) says what the rows mean.",
         "",
     ]

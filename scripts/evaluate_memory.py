@@ -1,7 +1,8 @@
 """Peak memory of `rayscope evaluate baselines=all` at width 3072 with 24,576 latents, for two numbers of fit tokens.
 
-scripts/evaluate_memory.py FOLDER [FIT_TOKENS ...]: makes a GPT-2 small and a TopK dictionary with random weights in FOLDER, and
-prints one line per number of fit tokens (8,192 and 24,576 unless given). Nothing is downloaded; a quarter of an hour on two cores.
+scripts/evaluate_memory.py FOLDER [FIT_TOKENS ...]: makes a GPT-2 small and a TopK dictionary with random weights in
+FOLDER, and prints one line per number of fit tokens (8,192 and 24,576 unless given). Nothing is downloaded;
+a quarter of an hour on two cores.
 """
 
 import os
@@ -18,7 +19,8 @@ from rayscope.dictionaries import TopK
 
 SITE, LATENTS, K = "blocks.6.mlp.hook_post", 24_576, 32
 OPTIONS = (
-    "threads=1 device=cpu model=gpt2 text=docs text.packages=[] baselines=all stream.batch_size=2048 stream.round_tokens=8192 "
+    "threads=1 device=cpu model=gpt2 text=docs text.packages=[] baselines=all stream.batch_size=2048 "
+    "stream.round_tokens=8192 "
     f"latents={LATENTS} evaluation.tokens=1024 evaluation.splice_tokens=256 evaluation.validation_tokens=1024"
 ).split()
 

@@ -136,7 +136,8 @@ def new_model(seed: int) -> GPT2LMHeadModel:
     model = GPT2LMHeadModel(
         GPT2Config(
             vocab_size=VOCABULARY, n_positions=CONTEXT, n_embd=256, n_layer=6, n_head=4,
-            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0, attn_implementation="eager",
+            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
+            attn_implementation="eager",
         )
     )  # fmt: skip
     position = torch.arange(CONTEXT)[:, None]
@@ -216,7 +217,7 @@ def train(config, texts: dict[str, PackedText], out: Path) -> GPT2LMHeadModel | 
                 save("stable.pt" if step < decay_from else "decay.pt")
                 seen = step * config.rows * CONTEXT
                 record = {"step": step, "tokens": seen, "loss": round(loss.item(), 4), "rate": factor,
-                          "tokens_per_s": round((step - first) * config.rows * CONTEXT / (time.monotonic() - started))}  # fmt: skip
+                          "tokens_per_s": round((step - first) * config.rows * CONTEXT / (time.monotonic() - started))}  # fmt: skip  # noqa: E501
                 with (out / "log.jsonl").open("a") as file:
                     file.write(json.dumps(record) + "\n")
             if config.stop_after and step - first >= config.stop_after:
@@ -244,7 +245,8 @@ def export(model, tokenizer, texts: dict[str, PackedText], config, folder: Path,
         f"- greatest mean attention of a head to the previous token (layer {layer}, head {head}): "
         f"{heads.max():.2f} ({'reached' if heads.max() >= 0.5 else 'not reached'}: .5)\n"
         f"- induction gap, loss on the first copy of a repeated random block less that on the second: "
-        f"{first:.2f} - {second:.2f} = {first - second:.2f} nats ({'reached' if first - second >= 0.5 else 'not reached'}: .5)"
+        f"{first:.2f} - {second:.2f} = {first - second:.2f} nats "
+        f"({'reached' if first - second >= 0.5 else 'not reached'}: .5)"
     )
     torch.manual_seed(0)
     samples = []
@@ -256,7 +258,8 @@ def export(model, tokenizer, texts: dict[str, PackedText], config, folder: Path,
         samples.append("> " + tokenizer.decode(ids[0]).replace("\n", " ").replace(END_OF_TEXT, " | "))
     command = " ".join(arg.rsplit("/", 1)[-1] if "=" not in arg else anonymous(arg) for arg in argv)
     card = CARD.format(
-        command=command, tokens=f"{config.tokens / 1e6:.0f}", sources=sources, proof=proof, samples="\n>\n".join(samples),
+        command=command, tokens=f"{config.tokens / 1e6:.0f}", sources=sources, proof=proof,
+        samples="\n>\n".join(samples),
         parameters=f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}", seed=config.seed,
     )  # fmt: skip
     write_whole(folder / "README.md", card)
@@ -323,7 +326,7 @@ That it is a language model (the script prints these):
 Samples (prompts "The", "Returns a new", "She looked at him and"; top-p .9):
 
 {samples}
-"""
+"""  # noqa: E501
 
 if __name__ == "__main__":
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

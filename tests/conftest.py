@@ -1,4 +1,6 @@
-"""What several test files share: a tiny GPT-2 with its own tokenizer, a small text, and a cache folder of the session's own."""
+"""What several test files share: a tiny GPT-2 with its own tokenizer, a small text,
+and a cache folder of the session's own.
+"""
 
 from pathlib import Path
 

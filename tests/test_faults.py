@@ -1,4 +1,6 @@
-"""The quick part of `make faults`: a run that is killed at the first of each of its file operations, and what is said of broken inputs."""
+"""The quick part of `make faults`: a run that is killed at the first of each of its file operations,
+and what is said of broken inputs.
+"""
 
 import subprocess
 import sys

@@ -1,4 +1,6 @@
-"""Whole or not at all: what is there before a failure or a kill is there after it, and what a killed writer left is swept."""
+"""Whole or not at all: what is there before a failure or a kill is there after it,
+and what a killed writer left is swept.
+"""
 
 import os
 import shutil

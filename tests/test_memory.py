@@ -31,5 +31,6 @@ def test_large_tensors_fault_no_pages_after_the_first_few():
     def faults(how: str) -> int:
         return int(subprocess.run([sys.executable, "-c", CODE, how], capture_output=True, text=True, check=True).stdout)
 
-    # 64 MB are 16,384 pages, or 32 huge ones; a kernel short of memory may take pages back at any time, so the best of three
+    # 64 MB are 16,384 pages, or 32 huge ones; a kernel short of memory may take pages back at any time, so the best of
+    # three
     assert min(faults("kept") for _ in range(3)) < 100 < min(faults("given back") for _ in range(3))

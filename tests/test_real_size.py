@@ -1,4 +1,6 @@
-"""The whole line on a GPT-2 small of the real shape, its weights random, with GPT-2's own tokenizer where that is at hand."""
+"""The whole line on a GPT-2 small of the real shape, its weights random,
+with GPT-2's own tokenizer where that is at hand.
+"""
 
 import shutil
 from pathlib import Path

@@ -29,7 +29,9 @@ def write_text(path: Path, documents: int = 150) -> Path:
 
 
 def save_gpt2(folder: Path) -> Path:
-    """A Hugging Face folder: 3 layers, d_model 32, 2 heads, context 32, weights drawn larger than GPT-2's so that they act."""
+    """A Hugging Face folder: 3 layers, d_model 32, 2 heads, context 32,
+    weights drawn larger than GPT-2's so that they act.
+    """
 
     from tokenizers import ByteLevelBPETokenizer
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast

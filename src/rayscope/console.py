@@ -15,7 +15,8 @@ T = TypeVar("T")
 
 
 class Terminal(Console):
-    """A console on which no name from elsewhere can act: all text it prints is `visible`, in characters that the stream has.
+    """A console on which no name from elsewhere can act:
+    all text it prints is `visible`, in characters that the stream has.
 
     Line breaks stay, as those of what is printed; whoever prints a name that may hold some escapes it before.
     """

@@ -1,4 +1,6 @@
-"""What the operating system says of a file, in words: which path, which option names it, and which disk is really full."""
+"""What the operating system says of a file, in words:
+which path, which option names it, and which disk is really full.
+"""
 
 import errno
 import os

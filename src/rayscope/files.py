@@ -30,7 +30,9 @@ def real(path: str | os.PathLike[str]) -> Path:
 
 
 def cache_folder() -> Path:
-    """$RAYSCOPE_CACHE, or the user's own: packed text is in its folder text, compiled C in native, the peers in peers."""
+    """$RAYSCOPE_CACHE, or the user's own: packed text is in its folder text,
+    compiled C in native, the peers in peers.
+    """
     return Path(os.environ.get("RAYSCOPE_CACHE") or platformdirs.user_cache_dir("rayscope"))
 
 
@@ -85,7 +87,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def swap(new: Path, old: Path) -> None:
-    """Each gets the other's name. Killed at any moment, the old folder, or the new one, is there or is put back by `sweep`."""
+    """Each gets the other's name. Killed at any moment, the old folder, or the new one,
+    is there or is put back by `sweep`.
+    """
     if exchange(new, old):
         return
     before = old.with_name(f".{old.name}{BEFORE}")

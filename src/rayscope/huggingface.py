@@ -49,7 +49,9 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def first_words(error: BaseException) -> str:
-    """Its type and the start of its message, whose rest is often advice for programmers; of a field that is wrong, which."""
+    """Its type and the start of its message, whose rest is often advice for programmers;
+    of a field that is wrong, which.
+    """
     lines = [line.strip() for line in str(error).strip().split("\n")]
     if lines[0].startswith("Validation error") and len(lines) > 1:
         return lines[1].removeprefix("TypeError: ").partition(" Errors: ")[0][:LONGEST]

@@ -1,4 +1,6 @@
-"""The stages of a run on one folder: train, evaluate, features. Each writes its tables whole, and is skipped once they are there."""
+"""The stages of a run on one folder: train, evaluate, features.
+Each writes its tables whole, and is skipped once they are there.
+"""
 
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -62,7 +64,9 @@ def train_dictionaries(
 
 
 def build(make: Callable[..., Learned], site: Site, vocabulary: int) -> Learned:
-    """A dictionary of the site's width, and, if its kind has one, of the model's vocabulary: see `Learned.from_model`."""
+    """A dictionary of the site's width, and, if its kind has one, of the model's vocabulary:
+    see `Learned.from_model`.
+    """
     facts = {"width": site.width, "vocabulary": vocabulary}
     kind: Any = make
     while hasattr(kind, "func"):  # a partial, or a partial of Hydra's

@@ -164,7 +164,8 @@ def say_otherwise_begun(folder: Path, before: Mapping[str, Any], now: Mapping[st
         was, here = flat(before).get(what), flat(now).get(what)
         if was != here:
             say(
-                f"{folder}: begun with {what.removeprefix('versions.')} {was}, going on with {here}: not bitwise the same"
+                f"{folder}: begun with {what.removeprefix('versions.')} {was}, "
+                f"going on with {here}: not bitwise the same"
             )
 
 
@@ -195,7 +196,9 @@ def differences(before: dict, now: dict, most: int = 3, longest: int = 40) -> st
 
 
 def compared(config: dict) -> dict[str, Any]:
-    """{"a.b": value} of what decides the result. Paths in the run's folder are relative to it: it may have been moved."""
+    """{"a.b": value} of what decides the result. Paths in the run's folder are relative to it:
+    it may have been moved.
+    """
     inside, values = f"{config.get('out')}/", {}
     for key, value in flat(config).items():
         if not any(f"{key}.".startswith(f"{name}.") for name in NOT_COMPARED):

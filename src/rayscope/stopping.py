@@ -1,4 +1,6 @@
-"""Stopping: what Ctrl-C, a scheduler's SIGTERM and the like do to a command: it closes what it opened, and training saves first."""
+"""Stopping: what Ctrl-C, a scheduler's SIGTERM and the like do to a command:
+it closes what it opened, and training saves first.
+"""
 
 import signal
 import threading
@@ -51,7 +53,9 @@ class Request:
 
 @contextmanager
 def deferred() -> Iterator[Request]:
-    """In the block a stop signal is only noted in the request, for the block to stop where it can; a second one raises Stopped."""
+    """In the block a stop signal is only noted in the request, for the block to stop where it can;
+    a second one raises Stopped.
+    """
     request, first = Request(), 0.0
 
     def note(number: int, frame: Any) -> None:
@@ -67,7 +71,9 @@ def deferred() -> Iterator[Request]:
 
 @contextmanager
 def handled(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Signals that are ignored (nohup) stay so. Python runs handlers in the main thread alone: elsewhere nothing changes."""
+    """Signals that are ignored (nohup) stay so. Python runs handlers in the main thread alone:
+    elsewhere nothing changes.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -201,7 +201,9 @@ def test_ksvd_finds_a_planted_dictionary():
 
 
 def test_a_sweep_of_ksvd_is_rank_one_least_squares_and_replaces_what_is_unused():
-    """At k = 1 a direction becomes the first singular vector of its users, up to one power step; an unused one the worst."""
+    """At k = 1 a direction becomes the first singular vector of its users, up to one power step;
+    an unused one the worst.
+    """
     X_SD = torch.tensor([[2.0, 0.1, 0.0], [1.0, 0.2, 0.0], [0.0, 0.0, 3.0], [0.0, 2.0, 2.0]])
     W_LD = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [-0.6, 0.0, -0.8]])
     new_LD = sweep(X_SD, W_LD, 1)
@@ -309,7 +311,9 @@ def test_a_method_of_few_codes_is_measured_once_at_its_own_bits():
 
 
 def test_budgets_are_those_of_rays_with_nothing_beside_them():
-    """At one k a dense part costs bits of its own, and a lookup of tokens none: neither is what others are measured at."""
+    """At one k a dense part costs bits of its own, and a lookup of tokens none:
+    neither is what others are measured at.
+    """
     topk, dense = TopK(16, 64, 4), BottleneckTopK(16, 64, 4, rank=8)
     told = TokenBiasTopK(16, 64, 4, vocabulary=5)
     signed, adaptive = AbsTopK(16, 64, 4), BatchTopK(16, 64, 4)
@@ -319,7 +323,9 @@ def test_budgets_are_those_of_rays_with_nothing_beside_them():
 
 
 def test_rays_of_one_k_and_two_widths_are_two_budgets():
-    """8 + log2 16 and 8 + log2 2^14 bits: a signed baseline of 16 latents, 13 bits for one code, needs 1 and 2 for them."""
+    """8 + log2 16 and 8 + log2 2^14 bits: a signed baseline of 16 latents, 13 bits for one code,
+    needs 1 and 2 for them.
+    """
     rays = [Linear(6, L, 1, "topk", randn(L, 6), signed=False) for L in (16, 2**14)]
     listed = [Baseline("pca", Fixed(Linear(6, 16, 1, "topk", randn(16, 6), signed=True)), budgets="headline")]
     assert [entry.k for entry in baselines_at_equal_bits(NOTHING, listed, rays, 1, 100)] == [1, 2]

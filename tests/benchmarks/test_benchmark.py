@@ -1,4 +1,6 @@
-"""The benchmark: the race's arithmetic with workers that tell fixed numbers, one part end to end, table, JSON and figure."""
+"""The benchmark: the race's arithmetic with workers that tell fixed numbers, one part end to end,
+table, JSON and figure.
+"""
 
 import json
 import re
@@ -138,7 +140,8 @@ ROWS = [
     {"contender": "topk", "peer": None, "per_second": 3.1, "cpu_seconds": 0.61, "seconds": [0.32], "peak_mb": 1357.0},
     {"contender": "saelens topk", "peer": "saelens", "per_second": 0.18, "cpu_seconds": 9.9, "seconds": [5.5],
      "peak_mb": 4717.0, "against": "topk", "ratio": 17.2, "limit": ">= 14", "met": True},
-    {"contender": "saelens topk autocast", "peer": "saelens", "autocast": True, "per_second": 0.5, "cpu_seconds": 5.0, "seconds": [2.0],
+    {"contender": "saelens topk autocast", "peer": "saelens", "autocast": True, "per_second": 0.5, "cpu_seconds": 5.0,
+     "seconds": [2.0],
      "peak_mb": 4000.0, "against": "topk", "ratio": 6.25, "limit": ">= 8", "met": False},
     {"contender": "sparsify topk", "peer": "sparsify", "error": "ImportError: no module"},
 ]  # fmt: skip

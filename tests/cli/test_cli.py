@@ -1,4 +1,6 @@
-"""The command line, through `main(argv)`: what it makes, what its options do, and one line for everything that is wrong."""
+"""The command line, through `main(argv)`: what it makes, what its options do,
+and one line for everything that is wrong.
+"""
 
 import errno
 import json

@@ -22,8 +22,10 @@ def sweep(tiny_gpt2, text_file, tmp_path, monkeypatch):
     monkeypatch.chdir(here)
     threads = torch.get_num_threads()
     yield [
-        "train", "-m", "model=gpt2", f"model.name={tiny_gpt2}", "model.context=null", "text=files", f"text.files={text_file}",
-        "stream.batch_size=64", "stream.round_tokens=512", "tokens=128", "latents=64", "training.calibration_tokens=128",
+        "train", "-m", "model=gpt2", f"model.name={tiny_gpt2}", "model.context=null", "text=files",
+        f"text.files={text_file}",
+        "stream.batch_size=64", "stream.round_tokens=512", "tokens=128", "latents=64",
+        "training.calibration_tokens=128",
         "dictionaries=[topk]", "sites.patterns=[blocks.1.hook_resid_post]", "threads=1",
     ]  # fmt: skip
     torch.set_num_threads(threads)
@@ -48,7 +50,8 @@ def test_the_other_jobs_run_and_the_failed_ones_are_named(sweep, tmp_path, launc
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["seed=0,1"], "-m: 2 jobs (seed=0, seed=1) have one out, runs/train; give each its own, such as 'out=runs/train_${seed}'"),
+        (["seed=0,1"],
+         "-m: 2 jobs (seed=0, seed=1) have one out, runs/train; give each its own, such as 'out=runs/train_${seed}'"),
         (["sed=0,1"], "no option 'sed'; nearest: seed"),
         (["k=abc,def"], "k=abc: a whole number of at least 1"),
         (["model=gtp2,gtp3"], "no model=gtp2; nearest: gpt2"),

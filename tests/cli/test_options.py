@@ -1,4 +1,6 @@
-"""Every key under conf/ is declared, its default is of its type, and what is given is read as meant or refused in one line."""
+"""Every key under conf/ is declared, its default is of its type,
+and what is given is read as meant or refused in one line.
+"""
 
 import itertools
 import re
@@ -124,7 +126,8 @@ ADDED = {"_target_": "rayscope.dictionaries.TopK", "_partial_": True, "latents":
         ({"k": 4}, "dictionaries.mine: _target_ is not given"),
         (
             ADDED | {"_target_": "rayscope.dictionaries.TopKK"},
-            "dictionaries.mine._target_=rayscope.dictionaries.TopKK: Python finds no such name; nearest: rayscope.dictionaries.TopK",
+            "dictionaries.mine._target_=rayscope.dictionaries.TopKK: Python finds no such name; "
+            "nearest: rayscope.dictionaries.TopK",
         ),
         (ADDED | {"_target_": "rayscope.dictionaries.Dictionary"}, "dictionaries.mine._target_="),
         (

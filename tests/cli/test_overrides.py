@@ -1,4 +1,6 @@
-"""Arguments as a shell hands them over, and what hydra's grammar then reads; lines of README and docs, through the shells."""
+"""Arguments as a shell hands them over, and what hydra's grammar then reads;
+lines of README and docs, through the shells.
+"""
 
 import re
 import shlex
@@ -37,7 +39,8 @@ def meant(argument: str) -> object:
 @pytest.mark.parametrize(
     "path",
     [
-        "runs/lr=0.001", "runs/日本語", "día=1", "a b", "a (1)", "C:\\runs\\x", "a%b~c#d@e:f", "it's", 'a"b', "a\\", "null_", "1", "1e3",
+        "runs/lr=0.001", "runs/日本語", "día=1", "a b", "a (1)", "C:\\runs\\x", "a%b~c#d@e:f", "it's", 'a"b', "a\\",
+        "null_", "1", "1e3",
         "true", "1_000", "[a]", "{a}", "(", "range(1)", "a,b",
     ],
 )  # fmt: skip
@@ -90,7 +93,8 @@ def test_any_text_is_one_argument_or_one_line(text):
         (["k=None"], "k=None: a whole number"),
         (["dictionaries.topk.lr=1e-400"], "dictionaries.topk.lr=1e-400: a number above 0"),
         (["out=a,b"], "out=a,b: give -m to run several, or for one value with a comma 'out=\"a,b\"'"),
-        (["dictionaries=topk,abstopk"], "dictionaries=topk,abstopk: give -m to run several, or [topk,abstopk] for a list"),
+        (["dictionaries=topk,abstopk"],
+         "dictionaries=topk,abstopk: give -m to run several, or [topk,abstopk] for a list"),
         (["dictionaries=[topk],[abstopk]"], "dictionaries=[topk],[abstopk]: give -m to run several, or [topk,abstopk]"),
         (["model=tiny,gpt2"], "model=tiny,gpt2: give -m to run several"),
         (["model=tiyn"], "no model=tiyn; nearest: tiny"),

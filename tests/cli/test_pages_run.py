@@ -1,4 +1,6 @@
-"""The command lines of README and docs that need no hub do what they say, in the order of the pages, with less text and smaller sizes."""
+"""The command lines of README and docs that need no hub do what they say, in the order of the pages,
+with less text and smaller sizes.
+"""
 
 import shlex
 
@@ -12,9 +14,11 @@ from toys import latest
 HUB = ("model=gpt2", "text=openwebtext", "text=fineweb", "text=hub", "logger=wandb")
 SIZES = {
     "train": "tokens=1280 latents=64 k=4 training.calibration_tokens=256 finetuning.tokens=256 finetuning.rows=2",
-    "evaluate": "latents=64 baselines.fit_tokens=512 evaluation.tokens=512 evaluation.splice_tokens=256 evaluation.draws=20 "
+    "evaluate": "latents=64 baselines.fit_tokens=512 evaluation.tokens=512 evaluation.splice_tokens=256 "
+    "evaluation.draws=20 "
     "evaluation.validation_tokens=256",
-    "features": "latents=64 baselines.fit_tokens=512 features.tokens=1024 features.most_frequent=3 features.spaced=0 features.min_count=5 "
+    "features": "latents=64 baselines.fit_tokens=512 features.tokens=1024 features.most_frequent=3 features.spaced=0 "
+    "features.min_count=5 "
     "features.contexts=2",
 }
 

@@ -84,7 +84,8 @@ def test_text_paths_and_lists():
     assert choice("fp32", "bf16").what == "fp32 or bf16"
     assert LIMIT.read(">= 3.0") == ">= 3.0"
     for type, value in [
-        (Text(), ""), (Text(), "a\x1b[31m"), (Text(), "a\0"), (Text(), None), (Text(), 1.5), (Text(), True), (Text(), "\udc80"),
+        (Text(), ""), (Text(), "a\x1b[31m"), (Text(), "a\0"), (Text(), None), (Text(), 1.5), (Text(), True),
+        (Text(), "\udc80"),
         (FilePath(), " "), (Listed(Whole(1)), 8), (Listed(Whole(1)), [8, 0]), (choice("a", "b"), "c"), (LIMIT, "3"),
         (LIMIT, ">= x"), (pattern("a+", "as"), "b"), (choice("a", "b"), ["a"]),
     ]:  # fmt: skip
@@ -98,7 +99,8 @@ NESTED = st.recursive(
     max_leaves=6,
 )
 TYPES = [
-    Whole(), Whole(1), Whole(0, 5), Number(), Number(above=0), Flag(), Text(), FilePath(), Anything(), LIMIT, choice("a", "b"),
+    Whole(), Whole(1), Whole(0, 5), Number(), Number(above=0), Flag(), Text(), FilePath(), Anything(), LIMIT,
+    choice("a", "b"),
     Optional(Whole(2)), Listed(Whole(1)), Optional(Listed(Text())), Listed(FilePath(), alone=True),
 ]  # fmt: skip
 

@@ -136,7 +136,8 @@ def test_one_bit_of_a_weights_file_whose_hash_was_made_to_agree(saved, scratch, 
     ("content", "fact"),
     [
         (b"[]", "holds a list"), (b"7", "holds a int"), (b'{"format": 1, "kind": "topk"}', "has no arguments"),
-        (b"\x80", "utf-8"), (b"[" * 100_000, "recursion"), (b'{"format": ' + b"9" * 10_000 + b"}", "digits"), (b"", "Expecting value"),
+        (b"\x80", "utf-8"), (b"[" * 100_000, "recursion"), (b'{"format": ' + b"9" * 10_000 + b"}", "digits"),
+        (b"", "Expecting value"),
     ],
 )  # fmt: skip
 def test_a_config_of_something_else(saved, tmp_path, content, fact):

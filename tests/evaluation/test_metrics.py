@@ -111,7 +111,9 @@ def supports(latents: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def test_bits_entropy_by_hand():
-    """Two latents with p = 1/2 and 1/4. None: log2(2 * 4/3); the first: the same; the second: log2(2 * 4); both: the same."""
+    """Two latents with p = 1/2 and 1/4. None: log2(2 * 4/3); the first: the same; the second:
+    log2(2 * 4); both: the same.
+    """
     _, indices_M, offsets = supports(2)
     p_L = torch.tensor([0.5, 0.25])
     none, second = 1 + math.log2(4 / 3), 3.0
@@ -126,7 +128,9 @@ def test_bits_entropy_by_hand():
 
 
 def test_bits_entropy_is_a_code_length():
-    """Over all supports of four latents 2^-bits sums to 1; its mean is the entropy where p is true, and no less elsewhere."""
+    """Over all supports of four latents 2^-bits sums to 1;
+    its mean is the entropy where p is true, and no less elsewhere.
+    """
     on_NL, indices_M, offsets = supports(4)
     true_L, wrong_L = torch.tensor([0.5, 0.25, 0.1, 0.03]).double(), torch.tensor([0.4, 0.3, 0.2, 0.1]).double()
     chance_N = torch.where(on_NL == 1, true_L, 1 - true_L).prod(1)
@@ -205,7 +209,9 @@ def test_bootstrap_draws_as_many_documents_as_there_are():
 
 
 def test_the_interval_covers_the_truth_as_often_as_it_says():
-    """Means over tokens where tokens of a document share their document's level: an interval over tokens would not cover."""
+    """Means over tokens where tokens of a document share their document's level:
+    an interval over tokens would not cover.
+    """
     rng, truth, hits, widths = np.random.default_rng(0), 2.0, 0, []
     for trial in range(200):
         sizes = rng.integers(5, 40, size=60)
@@ -237,7 +243,8 @@ def test_what_does_not_vary_has_no_fvu():
 def test_an_interval_takes_documents_and_draws_enough():
     statistic = ratio_of_sums(torch.arange(9.0), torch.ones(9))
     for weights_BG, documents, known in (
-        (bootstrap_weights(9, 20), None, True), (bootstrap_weights(9, 19), None, False), (bootstrap_weights(9, 0), None, False),
+        (bootstrap_weights(9, 20), None, True), (bootstrap_weights(9, 19), None, False),
+        (bootstrap_weights(9, 0), None, False),
         (bootstrap_weights(9, 20), 5, True), (bootstrap_weights(9, 20), 4, False),
     ):  # fmt: skip
         low, high = interval(statistic, weights_BG.float(), documents)

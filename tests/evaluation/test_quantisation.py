@@ -31,7 +31,9 @@ def column(values: torch.Tensor, latent: int = 0, latents: int = 1) -> Codes:
 
 
 def test_by_hand():
-    """Latent 0 is seen at 2 and -6: |z| from 2 / 1.5 to 6 * 1.5. Latent 1 once, at 4: from 2 to 8. Latent 2 never: from 2 to 6."""
+    """Latent 0 is seen at 2 and -6: |z| from 2 / 1.5 to 6 * 1.5. Latent 1 once, at 4: from 2 to 8.
+    Latent 2 never: from 2 to 6.
+    """
     grid = calibrated(codes([{0: 2.0, 1: 4.0}, {0: -6.0}, {}], 3)).grid()
     torch.testing.assert_close(grid.low_PL[0], torch.tensor([4 / 3, 2, 2]))
     torch.testing.assert_close(grid.step_PL[0] * 255, torch.tensor([9 - 4 / 3, 6, 4]))

@@ -1,4 +1,5 @@
-"""python tests/faults [quick | every] [PART OF A NAME ...]: the tables of kills and of faults, printed and, when whole, written to docs/faults.md.
+"""python tests/faults [quick | every] [PART OF A NAME ...]:
+the tables of kills and of faults, printed and, when whole, written to docs/faults.md.
 
 A command is killed before the first operation of each kind on each kind of file; with `every`, before every operation.
 """
@@ -95,14 +96,14 @@ def page(kills, faults, seconds: float, every: bool) -> str:
     lines = [
         "# Faults",
         "",
-        "What a killed, stopped or damaged run comes to, and what is said of broken inputs. `make faults` does all of it again, on a toy",
+        "What a killed, stopped or damaged run comes to, and what is said of broken inputs. `make faults` does all of it again, on a toy",  # noqa: E501
         f"GPT-2 with 3 layers, and writes this page; here in {seconds / 60:.0f} minutes on {processor()}.",
         "",
         "## Killed, and the same command again",
         "",
-        f"kill -9 before {'every file operation' if every else 'the first file operation of each kind (open for writing, rename, unlink, mkdir, rmdir) on each kind of file'}",
-        "in the run's folder and the cache; 5 kills each within an operation, at random moments, and by SIGTERM or SIGINT. Equal: every file,",
-        "bitwise, as after an uninterrupted run, and no other file. `python tests/faults every` kills before every operation.",
+        f"kill -9 before {'every file operation' if every else 'the first file operation of each kind (open for writing, rename, unlink, mkdir, rmdir) on each kind of file'}",  # noqa: E501
+        "in the run's folder and the cache; 5 kills each within an operation, at random moments, and by SIGTERM or SIGINT. Equal: every file,",  # noqa: E501
+        "bitwise, as after an uninterrupted run, and no other file. `python tests/faults every` kills before every operation.",  # noqa: E501
         "",
         "| command | file operations | kills | equal |",
         "|---|---|---|---|",

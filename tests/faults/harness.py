@@ -68,7 +68,9 @@ class Watch:
 
 
 def plain(name: str) -> str:
-    """A file's name without what differs from run to run: `.a.csv-0f3c2d1b.rayscope-part` -> `.a.csv-*.rayscope-part`."""
+    """A file's name without what differs from run to run:
+    `.a.csv-0f3c2d1b.rayscope-part` -> `.a.csv-*.rayscope-part`.
+    """
     name = re.sub(r"-[0-9a-f]{8}(\.rayscope-part)", r"-*\1", name)
     return re.sub(r"\b[0-9a-f]{16,}\b", "*", name)
 
@@ -87,8 +89,9 @@ def perform(
 ) -> Ended:
     """`rayscope *argv` in a fork that starts in the folder `here`.
 
-    watch: folders in which file operations are counted; at: before which of them `act` is called (by default the process
-    kills itself); after: seconds after which the signal `sent` is sent to it; prepare: called in the fork first.
+    watch: folders in which file operations are counted; at: before which of them `act` is called (by default the
+    process kills itself); after: seconds after which the signal `sent` is sent to it; prepare: called in the fork
+    first.
     """
     journal, output = here.parent / "journal", here.parent / "output"
     here.mkdir(exist_ok=True)
@@ -199,7 +202,9 @@ def differences(found: dict[str, str], wanted: dict[str, str]) -> list[str]:
 
 
 class Place:
-    """The folder `here` in which commands start, with `model`, `prose.txt` and the run `out`; states of it; a cache of packed text."""
+    """The folder `here` in which commands start, with `model`, `prose.txt` and the run `out`; states of it;
+    a cache of packed text.
+    """
 
     def __init__(self, work: Path):
         self.here, self.cache, self.states = work / "here", work / "cache", work / "states"
@@ -228,7 +233,9 @@ class Place:
         shutil.copytree(self.states / state, self.here, symlinks=True)
 
     def grow_old(self) -> None:
-        """An hour goes by for the cache, where half-written folders are swept once nobody can be about to write them."""
+        """An hour goes by for the cache.
+        Half-written folders are swept there once nobody can be about to write them.
+        """
         for path in self.cache.glob("*/.*"):
             os.utime(path, (0, path.stat().st_mtime - 3600))
 

@@ -1,4 +1,6 @@
-"""Kills at every file operation, at random moments and by polite signals; the same command again must give, bitwise, what an uninterrupted run does."""
+"""Kills at every file operation, at random moments and by polite signals;
+the same command again must give, bitwise, what an uninterrupted run does.
+"""
 
 import random
 import re
@@ -50,8 +52,19 @@ def lines(steps: int = 16) -> list[Line]:
     sizes = [f"tokens={steps * 64}", "latents=64", "k=4", f"sites.patterns={SITES}", "training.calibration_tokens=128"]
     training = [*source, *sizes, "training.checkpoint_steps=5", "training.log_every=4", "training.snapshots=3"]
     baselines = ["baselines=pca", "baselines.fit_tokens=512"]
-    evaluation = ["evaluation.tokens=512", "evaluation.splice_tokens=256", "evaluation.validation_tokens=256", "evaluation.draws=20"]  # fmt: skip
-    features = ["features.tokens=1024", "features.most_frequent=3", "features.spaced=0", "features.min_count=5", "features.contexts=2"]  # fmt: skip
+    evaluation = [
+        "evaluation.tokens=512",
+        "evaluation.splice_tokens=256",
+        "evaluation.validation_tokens=256",
+        "evaluation.draws=20",
+    ]
+    features = [
+        "features.tokens=1024",
+        "features.most_frequent=3",
+        "features.spaced=0",
+        "features.min_count=5",
+        "features.contexts=2",
+    ]
     first = ["train", *training, f"dictionaries={NAMES}"]
     train = [*first, "out=out"]
     tuning = ["stage=kl", "finetuning.folder=first/dictionaries", "finetuning.tokens=512", "finetuning.rows=2"]
@@ -90,7 +103,8 @@ def points(operations: list[str], every: bool) -> list[int]:
 
 def kills(place: Place, line: Line, *, every: bool, randomly: int, seed: int = 0) -> Iterator[Tally]:
     """Kills the line at its file operations (every one, or each kind's first and last), and `randomly` times each at a
-    moment within an operation, at any moment, and by a polite signal; gives it again, and yields the tally after each."""
+    moment within an operation, at any moment, and by a polite signal; gives it again, and yields the tally after each.
+    """
     rng, tally, watch = random.Random(seed), Tally(line.name), [place.out, place.cache]
     place.restore("nothing")
     for argv in line.before:

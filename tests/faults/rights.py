@@ -1,4 +1,6 @@
-"""What is right after a fault: each gives a check of how a command ended and what it left, and a check says what is wrong."""
+"""What is right after a fault: each gives a check of how a command ended and what it left,
+and a check says what is wrong.
+"""
 
 import json
 import re

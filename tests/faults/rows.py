@@ -27,7 +27,8 @@ NO_KEY = {
 }
 WRONG_OPTIONS = [
     "tokens=0", "tokens=20k", "latents=1.5", "seed=x", "k=null", "stream.batch_size=-1", "stream.round_tokens=0",
-    "training.log_every=-1", "training.checkpoint_seconds=nan", "training.snapshots=-2", "training.calibration_tokens=64x",
+    "training.log_every=-1", "training.checkpoint_seconds=nan", "training.snapshots=-2",
+    "training.calibration_tokens=64x",
     "dictionaries.topk.lr=-1", "dictionaries.topk.k=1.5", "dictionaries.topk.auxk=2.5", "dictionaries.topk.seed=null",
     "model.context=abc", "model.context=-5", "text.max_tokens=20k", "text.max_tokens=-1", "text.column=null",
     "sites.patterns=null", "sites.patterns=3", "threads=two", "precision=fp16", "overwrite=maybe", "stage=train",
@@ -167,10 +168,20 @@ def of_dictionaries() -> Iterator[Fault]:
 
 def of_tables() -> Iterator[Fault]:
     for name in ("evaluation.csv", "token_features.csv", "contexts.json"):
-        for how, harm in {"cut": cut(f"out/{name}"), "empty": holds(f"out/{name}", b""), "binary": holds(f"out/{name}", BINARY)}.items():  # fmt: skip
+        for how, harm in {
+            "cut": cut(f"out/{name}"),
+            "empty": holds(f"out/{name}", b""),
+            "binary": holds(f"out/{name}", BINARY),
+        }.items():
             yield Fault(f"{name} {how}", "demo", ["report", "out=out", "studies=null"], refused(name), harm)
     unfinished = all_of(gone("out/finished.json"), cut("out/evaluation.csv", 0.501))
-    yield Fault("an unfinished demo's evaluation.csv cut", "demo", DEMO, either(same_as("demo"), refused("evaluation.csv")), unfinished)  # fmt: skip
+    yield Fault(
+        "an unfinished demo's evaluation.csv cut",
+        "demo",
+        DEMO,
+        either(same_as("demo"), refused("evaluation.csv")),
+        unfinished,
+    )
 
 
 def of_folders() -> Iterator[Fault]:
@@ -213,7 +224,13 @@ def of_inputs() -> Iterator[Fault]:
     )
     yield Fault("truncation left in tokenizer.json", "nothing", TRAIN, rights.whole_text, state)
     table = 'text\n"one"\n"two, and no end\n' + '"three"\n' * 9
-    yield Fault("a quote that is never closed in a csv", "nothing", [*without(TRAIN, "text.files"), "text.files=[a.csv]"], refused("a.csv"), holds("a.csv", table))  # fmt: skip
+    yield Fault(
+        "a quote that is never closed in a csv",
+        "nothing",
+        [*without(TRAIN, "text.files"), "text.files=[a.csv]"],
+        refused("a.csv"),
+        holds("a.csv", table),
+    )
 
 
 def without(argv: Sequence[str], *keys: str) -> list[str]:

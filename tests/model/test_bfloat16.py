@@ -1,4 +1,6 @@
-"""GPT-2's pieces in bfloat16 against PyTorch's and transformers' own in float32. R rows, C context, H heads, d head width."""
+"""GPT-2's pieces in bfloat16 against PyTorch's and transformers' own in float32.
+R rows, C context, H heads, d head width.
+"""
 
 import pytest
 import torch

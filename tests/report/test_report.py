@@ -375,8 +375,10 @@ def test_a_folder_without_a_run_is_refused_with_the_runs_below_it(tmp_path):
 
 FEATURES_ROWS = pd.DataFrame(
     {
-        "site": "s", "dictionary": ["topk", "NA", 'a"b', "null"], "method": "topk", "role": "rays", "kind": "topk", "k": 8, "predicate": "current",
-        "token": ["NA", '"quoted", and\nbroken', "\r\x1b", "\u202e "], "rank": [1, 2, 3, 4], "balanced_accuracy": [0.5, 0.75, None, 1.0],
+        "site": "s", "dictionary": ["topk", "NA", 'a"b', "null"], "method": "topk", "role": "rays", "kind": "topk",
+        "k": 8, "predicate": "current",
+        "token": ["NA", '"quoted", and\nbroken', "\r\x1b", "\u202e "], "rank": [1, 2, 3, 4],
+        "balanced_accuracy": [0.5, 0.75, None, 1.0],
         "labels": "real", "appeared_at": None,
     }
 )  # fmt: skip

@@ -36,7 +36,8 @@ def run(tiny_gpt2, text_file, tmp_path_factory) -> Path:
     main([
         "train", "model=gpt2", f"model.name={tiny_gpt2}", "model.context=16", "text=files", f"text.files={text_file}",
         "seed=3", "precision=bf16", "stream.batch_size=64", "stream.round_tokens=512", f"sites.patterns=[{HOOK}]",
-        "dictionaries=[topk]", "latents=64", "k=4", "tokens=640", "training.calibration_tokens=128", "threads=1", f"out={out}",
+        "dictionaries=[topk]", "latents=64", "k=4", "tokens=640", "training.calibration_tokens=128", "threads=1",
+        f"out={out}",
     ])  # fmt: skip
     torch.set_num_threads(before)
     return out
@@ -149,7 +150,8 @@ def test_dictionaries_without_a_run_are_measured_as_asked_and_say_how_they_were_
     ("content", "fact"),
     [
         ("", "it is empty"), ("[1]", "it holds a list"), (b"\xff\xfe\x00", "is not what rayscope wrote"),
-        ("a: [", "is not what rayscope wrote"), ("{out: a, seed: 0, overwrite: false}", "it was changed after environment.json"),
+        ("a: [", "is not what rayscope wrote"),
+        ("{out: a, seed: 0, overwrite: false}", "it was changed after environment.json"),
     ],
 )  # fmt: skip
 def test_a_run_whose_configuration_is_not_one(copy, content, fact, capsys):

@@ -18,7 +18,8 @@ from rayscope.training.trained import is_trained
 
 @pytest.mark.parametrize(
     "change",
-    [{"threads": 7}, {"device": "cuda"}, {"cache": "elsewhere"}, {"logger": {"project": "p"}}, {"checkpoint_seconds": 1},
+    [{"threads": 7}, {"device": "cuda"}, {"cache": "elsewhere"}, {"logger": {"project": "p"}},
+     {"checkpoint_seconds": 1},
      {"checkpoint_steps": 1}, {"log_every": 1}],
     ids=lambda change: next(iter(change)),
 )  # fmt: skip

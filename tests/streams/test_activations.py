@@ -214,7 +214,9 @@ def test_streams_of_a_source_leave_special_tokens_out(model: LanguageModel, pack
 
 
 def test_vectors_are_copied_once_into_the_round_and_once_into_their_batch(model: LanguageModel, separated: Rows):
-    """No special token costs a copy of the round: while it is made and cut, one storage holds as much as a round does."""
+    """No special token costs a copy of the round:
+    while it is made and cut, one storage holds as much as a round does.
+    """
     options = {"tokens": 336, "batch_size": 24, "round_tokens": 336, "harvest_rows": 1, "exclude": SPECIAL}
     stream = stream_of(model, separated, ["blocks.2.hook_resid_post"], **options)
     large = set()

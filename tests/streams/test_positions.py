@@ -40,7 +40,9 @@ def test_position_0_is_known_by_its_index():
 
 
 def test_the_views_count_the_places_of_what_they_keep():
-    """Sums by place (0 later, 1 position 0), added up over a view's places, are sums over the vectors that it counts."""
+    """Sums by place (0 later, 1 position 0), added up over a view's places,
+    are sums over the vectors that it counts.
+    """
     first_N, values_N = torch.tensor([True, False, False, True, False]), torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0])
     by_place_P = torch.zeros(2).index_add_(0, first_N.long(), values_N)
     sums = {view: by_place_P[places].sum().item() for view, places in positions.VIEWS.items()}

@@ -20,7 +20,9 @@ SITE = Site("made.up", 6, 0)
 
 
 class MadeUp(Stream):
-    """Skewed, correlated vectors of rank 5 in 6 dimensions whose mean depends on the token; norms vary; a large mean."""
+    """Skewed, correlated vectors of rank 5 in 6 dimensions whose mean depends on the token;
+    norms vary; a large mean.
+    """
 
     def __init__(self, tokens: int, batch_size: int = 500, seed: int = 0, vocabulary: int = 40):
         super().__init__([SITE], tokens=tokens, batch_size=batch_size)
@@ -130,7 +132,9 @@ def test_shuffled_components_are_independent(known, real):
 
 
 def test_token_means_are_shrunk_by_the_noise_in_them():
-    """Pure noise, where every token's mean is chance, has no token means left; a rare token is nearer to the mean of all."""
+    """Pure noise, where every token's mean is chance, has no token means left;
+    a rare token is nearer to the mean of all.
+    """
 
     class Noise(MadeUp):
         def __getitem__(self, number: int) -> Batch:

@@ -1,4 +1,6 @@
-"""Whole rows and the vectors that count, by hand. 0 is special; vector (row, position) of the site is 10 row + position."""
+"""Whole rows and the vectors that count, by hand. 0 is special;
+vector (row, position) of the site is 10 row + position.
+"""
 
 import numpy as np
 import pytest

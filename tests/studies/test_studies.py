@@ -185,7 +185,8 @@ def test_metric_sanity_sees_a_fault_in_the_evaluation(source, tmp_path, monkeypa
 
 WHOLE = {
     "study": "mine", "question": "Is it?", "size": "demo", "model": "tiny", "seeds": [0, 1], "pass": True,
-    "predictions": {"x": {"prediction": "it is", "threshold": ">= 2", "observed": 3.0, "ci": [2.5, None], "pass": True}},
+    "predictions": {"x": {"prediction": "it is", "threshold": ">= 2", "observed": 3.0, "ci": [2.5, None],
+     "pass": True}},
 }  # fmt: skip
 
 
@@ -232,7 +233,8 @@ def test_the_report_shows_studies(source, tmp_path):
 
 
 SURROGATE = [
-    "study.sizes.demo.tokens=1280", "study.sizes.demo.held_out=640", "study.sizes.demo.latents=48", "study.sizes.demo.ks=[3]",
+    "study.sizes.demo.tokens=1280", "study.sizes.demo.held_out=640", "study.sizes.demo.latents=48",
+    "study.sizes.demo.ks=[3]",
     "study.sizes.demo.fit_tokens=1280", "study.run.sample=640", "sites.patterns=[blocks.1.hook_resid_post]",
 ]  # fmt: skip
 

@@ -28,7 +28,8 @@ from rayscope.studies.pareto.ratios import at_bits, ratio
 pytestmark = pytest.mark.usefixtures("one_thread")
 KINDS = {"batchtopk", "matryoshka", "jumprelu", "gated", "l1", "tied_topk", "bottleneck_topk", "token_bias_topk"}
 SIZES = {
-    "seeds": [0, 1], "ks": [2, 4], "latents": 48, "lr": 0.05, "tokens": 1280, "fit_tokens": 1280, "sample": 400, "held_out": 640,
+    "seeds": [0, 1], "ks": [2, 4], "latents": 48, "lr": 0.05, "tokens": 1280, "fit_tokens": 1280, "sample": 400,
+    "held_out": 640,
     "splice_tokens": 320, "validation_tokens": 320, "gap_tokens": 64,
 }  # fmt: skip
 SITE = "blocks.1.hook_resid_post"

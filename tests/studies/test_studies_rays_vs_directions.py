@@ -1,4 +1,6 @@
-"""rays_vs_directions: its statistics in closed form and on planted worlds, its null, and the study from the command line."""
+"""rays_vs_directions: its statistics in closed form and on planted worlds, its null,
+and the study from the command line.
+"""
 
 import json
 import math
@@ -116,7 +118,8 @@ def as_rays(codes: Codes) -> Codes:
 
 
 def test_ends_that_share_a_parent_share_their_context():
-    """A child fires beside its parent, each with either sign: c is about 1/2 at both rays of the parent and 1 at the child's
+    """A child fires beside its parent, each with either sign:
+    c is about 1/2 at both rays of the parent and 1 at the child's
     own ray of that end, so the cosine is near (1/2) / (1/2 + 1) = 1/3. A root has no context."""
     world = World(40, 16, 3.0, firing="uniform", bipolar=1.0, hierarchy=0.5, seed=1)
     codes = world.codes(60_000, torch.Generator().manual_seed(0))

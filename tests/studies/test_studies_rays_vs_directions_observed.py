@@ -1,4 +1,6 @@
-"""What rays_vs_directions observes of hand-made records: every number is worked out here, with its ends over two seeds."""
+"""What rays_vs_directions observes of hand-made records:
+every number is worked out here, with its ends over two seeds.
+"""
 
 import math
 

@@ -1,4 +1,5 @@
-"""Reproducible directions: halves share no document; matches, correlations and what tokens explain, by hand and by numpy;
+"""Reproducible directions: halves share no document;
+matches, correlations and what tokens explain, by hand and by numpy;
 planted rays are found again and those of a Gaussian are not; the study on a model made here."""
 
 import json
@@ -142,7 +143,9 @@ def test_counts_by_hand():
 
 
 def zipf_batch(tokens: int, seed: int, vocabulary: int) -> Batch:
-    """One latent, a dimension: with the tokens of rank above 1,000, 1 less a tenth of noise, as rare tokens' would be."""
+    """One latent, a dimension: with the tokens of rank above 1,000, 1 less a tenth of noise,
+    as rare tokens' would be.
+    """
     generator = torch.Generator().manual_seed(seed)
     tokens_N = torch.multinomial(1 / torch.arange(1.0, vocabulary + 1), tokens, True, generator=generator)
     x_ND = (tokens_N > 1000)[:, None] * (1 + 0.1 * torch.randn(tokens, 1, generator=generator))

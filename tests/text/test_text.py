@@ -656,7 +656,8 @@ def test_a_split_without_a_row_is_an_error(model: LanguageModel, tmp_path: Path)
     trains = [d for d in documents(60) if split_of(d.name) == "train"]
     with pytest.raises(
         ValueError,
-        match=r"\d+ documents \(train \d+, validation 0, test 0\) leave 0 tokens in split validation, less than one row of 16; "
+        match=r"\d+ documents \(train \d+, validation 0, test 0\) leave 0 tokens in split validation, "
+        r"less than one row of 16; "
         "give more documents, not longer ones: of ten, about one is for validation .a document is a name and a text.$",
     ):
         pack(Texts(trains), model.tokenizer, 16, tmp_path)
@@ -684,7 +685,11 @@ CALL_STATE = {
     },
     "separators around a text": {
         "post_processor": {
-            "type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "type": "TemplateProcessing",
+            "single": [
+                {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}},
+            ],
             "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
             "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}},
         }
@@ -807,8 +812,10 @@ def damage(path: Path, how: str) -> None:
         *((f"{split}.{kind}", "a bit") for split in SPLITS for kind in ("tokens", "documents", "counts")),
         *(("train.tokens", how) for how in ("gone", "cut", "longer", "")),
         ("test.counts", "cut"),
-        *(("text.json", how) for how in ("cut", "", "{}", "[]", "null", "\udcff".encode("utf-8", "surrogateescape").decode("latin-1"))),
-        ("text.json", '{"dtype": "object0", "vocabulary": 9, "rows": {"train": 1, "validation": 1, "test": 1}, "sha256": {}}'),
+        *(("text.json", how) for how in ("cut", "", "{}", "[]", "null",
+         "\udcff".encode("utf-8", "surrogateescape").decode("latin-1"))),
+        ("text.json",
+         '{"dtype": "object0", "vocabulary": 9, "rows": {"train": 1, "validation": 1, "test": 1}, "sha256": {}}'),
         ("text.json", '{"dtype": 5, "vocabulary": "x", "rows": 7, "sha256": []}'),
     ],
 )  # fmt: skip

@@ -33,7 +33,8 @@ class Shape:
 def command(tiny_gpt2, text_file):
     return [
         "train", "model=gpt2", f"model.name={tiny_gpt2}", "model.context=null", "text=files", f"text.files={text_file}",
-        "sites.patterns=[blocks.1.hook_resid_post,blocks.1.mlp.hook_post]", f"dictionaries=[{','.join(NAMES)}]", "latents=96",
+        "sites.patterns=[blocks.1.hook_resid_post,blocks.1.mlp.hook_post]", f"dictionaries=[{','.join(NAMES)}]",
+        "latents=96",
         "k=2", f"tokens={STEPS * BATCH}", f"stream.batch_size={BATCH}", "stream.round_tokens=279", "threads=1",
         "training.calibration_tokens=256", f"training.checkpoint_steps={EVERY}", "training.log_every=3",
         "training.snapshots=4", "dictionaries.topk.lr=0.01",

@@ -1,4 +1,6 @@
-"""logger=wandb offline: what a run has logged is read back from the file that W&B keeps. Nothing reaches the network."""
+"""logger=wandb offline: what a run has logged is read back from the file that W&B keeps.
+Nothing reaches the network.
+"""
 
 import json
 import os

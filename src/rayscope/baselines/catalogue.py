@@ -56,7 +56,9 @@ class SiteFit:
 def fit_sites(
     model: LanguageModel, sites: Iterable[Site], batches: Iterable[Batch], sample: int = 0, seed: int = 0
 ) -> dict[str, SiteFit]:
-    """{site.key: fit}, in one pass over the batches; `sample` vectors of each site, at the same positions, stay in memory."""
+    """{site.key: fit}, in one pass over the batches;
+    `sample` vectors of each site, at the same positions, stay in memory.
+    """
     fits = {
         site.key: SiteFit(
             site,

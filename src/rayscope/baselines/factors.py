@@ -17,7 +17,8 @@ from rayscope.dictionaries import Linear
 def semi_nmf(x_SD: Tensor, latents: int, k: int, *, seed: int = 0, iterations: int = 50) -> Linear:
     """Rays W of x = b + Z W, Z >= 0 and W of any sign: Ding, Li and Jordan's semi-NMF (2010), coded by OMP of rays.
 
-        W = (Z'Z)^-1 Z'X,   Z <- Z sqrt( ((X W')+ + Z (W W')-) / ((X W')- + Z (W W')+) ),   (.)+, (.)- the positive and negative parts
+        W = (Z'Z)^-1 Z'X,   Z <- Z sqrt( ((X W')+ + Z (W W')-) / ((X W')- + Z (W W')+) ),   (.)+,
+        (.)- the positive and negative parts
 
     from k-means' clusters, their indicator plus .2; no step raises the error. At most D rows: from D + 1 on some rows
     span all vectors with non-negative weights, the error is 0 whatever the data, and nothing is learned.
@@ -72,8 +73,9 @@ def nmf(
 ) -> Linear | None:
     """Rays W >= 0 of relu(x) = Z W, Z >= 0, by scikit-learn's MiniBatchNMF; bias 0, coded by OMP of rays.
 
-    For sites whose entries are hardly ever negative, as after a ReLU or GELU: what is negative is taken for 0 in the fit and left
-    to the error when measured. None where the negative entries hold more than `most_negative` of the sample's energy.
+    For sites whose entries are hardly ever negative, as after a ReLU or GELU: what is negative is taken for 0 in the
+    fit and left to the error when measured. None where the negative entries hold more than `most_negative` of the
+    sample's energy.
     At most D rows: the D coordinates alone make the error 0.
     """
     S, D = x_SD.shape

@@ -24,11 +24,12 @@ def ica(
     iterations: int = 100,
     tolerance: float = 1e-3,
 ) -> Linear:
-    """Directions from which independent, non-Gaussian sources are mixed: x = mean + s A, s = whitened x rotated by FastICA.
+    """Directions from which independent, non-Gaussian sources are mixed:
+    x = mean + s A, s = whitened x rotated by FastICA.
 
-    Whitening keeps the `components` greatest principal components, or as many as have variance. Rows of A, scaled to unit length,
-    are the directions. They are not orthogonal, so that y . a is no source; the coder is OMP, which suits any
-    directions (choosing the largest sources instead would use a k for which the others' part is lost).
+    Whitening keeps the `components` greatest principal components, or as many as have variance. Rows of A, scaled to
+    unit length, are the directions. They are not orthogonal, so that y . a is no source; the coder is OMP, which suits
+    any directions (choosing the largest sources instead would use a k for which the others' part is lost).
     """
     if components < 1:
         raise ValueError(f"components={components} must be at least 1")

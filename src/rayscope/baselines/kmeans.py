@@ -25,8 +25,8 @@ def clusters(x_SD: Tensor, latents: int, *, seed: int, iterations: int, batch: i
 def kmeans(x_SD: Tensor, latents: int, *, seed: int = 0, iterations: int = 20) -> Linear:
     """Rays from the mean to each centroid; a code is the one ray, with its length, that comes nearest to the vector.
 
-    x_hat = mean + z w_l, w_l unit, (l, z >= 0) = argmin |x - x_hat|^2: the centroid's direction with a length of each vector's
-    own, never farther than the nearest centroid, at log2 L + 8 bits. It is a code of k = 1 and of no other.
+    x_hat = mean + z w_l, w_l unit, (l, z >= 0) = argmin |x - x_hat|^2: the centroid's direction with a length of each
+    vector's own, never farther than the nearest centroid, at log2 L + 8 bits. It is a code of k = 1 and of no other.
     Centroids at the mean, which have no direction, are left out.
     """
     mean_D = x_SD.double().mean(0)

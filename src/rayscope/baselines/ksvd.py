@@ -16,8 +16,8 @@ def ksvd(x_SD: Tensor, latents: int, k: int, *, seed: int = 0, sweeps: int = 10)
     """Signed directions by approximate K-SVD (Rubinstein, Zibulevsky and Elad 2008), coded by OMP at k.
 
     From sample vectors taken at random; `sweeps` times: codes of all vectors by OMP; then of each direction, its users'
-    error without it E = X - sum of the others:  w <- E' z / |E' z|,  z <- E w.  A direction that no vector uses becomes the
-    vector with the greatest error, each vector once in a sweep.
+    error without it E = X - sum of the others:  w <- E' z / |E' z|,  z <- E w.  A direction that no vector uses becomes
+    the vector with the greatest error, each vector once in a sweep.
     """
     S, D = x_SD.shape
     if not k <= latents <= S:

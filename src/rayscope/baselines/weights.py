@@ -10,7 +10,8 @@ from rayscope.dictionaries import Linear
 
 
 def svd(matrix: Tensor, width: int, k: int, mean_D: Tensor) -> Linear | None:
-    """Singular directions of W in y = x @ W, greatest first, on the side of the site's width; None if neither side fits.
+    """Singular directions of W in y = x @ W, greatest first, on the side of the site's width;
+    None if neither side fits.
 
     Left ones, along which x is read, if there are `width` rows; otherwise right ones, along which y is written.
     Coder: the k largest |coefficients|; bias the mean.

@@ -105,7 +105,8 @@ def many(bench: Bench) -> None:
         **{**common, "rows": rows, "units": rows * (scale["context"] - 1)},
     )  # fmt: skip
     steps = bench.contender(
-        "steps", "rayscope_step", kind="topk", ks=list(scale["ks"]) * len(sites), auxk=None, dead=0.0, exact=False, lr=None,
+        "steps", "rayscope_step", kind="topk", ks=list(scale["ks"]) * len(sites), auxk=None, dead=0.0, exact=False,
+        lr=None,
         total_steps=FOREVER, units=scale["batch"], **planted(bench, scale["vectors"]),
     )  # fmt: skip
     raced = bench.race([run("together", sites, list(scale["ks"])), *separate, harvested, steps])

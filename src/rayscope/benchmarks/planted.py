@@ -45,7 +45,8 @@ def random_rows(rows: int, context: int, vocabulary: int, seed: int) -> Rows:
 
 
 def save_random_gpt2(folder: Path, shape: dict[str, Any], seed: int = 0) -> int:
-    """A Hugging Face folder of that shape (GPT2Config's keys; what is left out is GPT-2 small's); its vocabulary's size.
+    """A Hugging Face folder of that shape (GPT2Config's keys; what is left out is GPT-2 small's);
+    its vocabulary's size.
 
     Random weights cost what the real ones cost. The tokenizer is the one that ships, which nothing here uses.
     """

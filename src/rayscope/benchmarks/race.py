@@ -1,4 +1,6 @@
-"""Workers run by turns, A B C A B C: a machine that drifts hits them all alike, and each round compares them at one time."""
+"""Workers run by turns, A B C A B C: a machine that drifts hits them all alike,
+and each round compares them at one time.
+"""
 
 import json
 import os

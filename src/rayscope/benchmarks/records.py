@@ -87,13 +87,14 @@ def read(path: Path) -> Record:
         differing = [key for key, value in machine().items() if held["machine"].get(key) != value]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
-            f"{path} is not what rayscope benchmark wrote ({type(error).__name__}: {error}); move it away, or give another out="
+            f"{path} is not what rayscope benchmark wrote ({type(error).__name__}: {error}); "
+            "move it away, or give another out="
         ) from None
     if differing:
         key = differing[0]
         raise ValueError(
-            f"{path} was measured with {key} {held['machine'].get(key)}, here it is {machine()[key]}; move it away, or give "
-            "another out="
+            f"{path} was measured with {key} {held['machine'].get(key)}, here it is {machine()[key]}; "
+            "move it away, or give another out="
         )
     return held
 

@@ -31,8 +31,8 @@ def run(
     """Runs the parts, shows each one's table, and returns the JSON that they are merged into, part by part.
 
     limits: {part: {row or check: such as ">= 3.0"}}, of the full scale; at another nothing is judged.
-    Raises ValueError, before the first part, for an unknown part or peer, a wrong limit, a JSON that is not ours, and an
-    OSError if a file cannot be written.
+    Raises ValueError, before the first part, for an unknown part or peer, a wrong limit, a JSON that is not ours, and
+    an OSError if a file cannot be written.
     """
     if not parts:
         raise ValueError(f"parts=[]: give at least one of {', '.join(PARTS)}")

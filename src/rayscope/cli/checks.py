@@ -16,7 +16,8 @@ from rayscope.errors import one_line
 def check(command: str, config: DictConfig) -> None:
     """Every value of the configuration becomes what is meant by it. Raises ValueError for the first that is none.
 
-    Values that are written come before those that follow from them (`${latents}`), so that the message names the option given.
+    Values that are written come before those that follow from them (`${latents}`),
+    so that the message names the option given.
     """
     if "study" in config and "sizes" in config.study:  # on which size other values depend
         config["size"] = read("size", config.size)
@@ -139,7 +140,9 @@ def check_arguments(key: str, path: str, given: Any, told: set[str]) -> None:
 
 
 def parameters(function: Any) -> tuple[set[str], set[str], bool]:
-    """(names, those without a default, whether any other is taken); of a class, those its bases take from **kwargs too."""
+    """(names, those without a default, whether any other is taken);
+    of a class, those its bases take from **kwargs too.
+    """
     calls = [c.__init__ for c in function.__mro__ if "__init__" in vars(c)] if inspect.isclass(function) else [function]
     names: set[str] = set()
     needed: set[str] = set()

@@ -35,7 +35,9 @@ CONF = "pkg://rayscope.conf"
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs a command; what is wrong is on stderr, in one line, and the exit code is 1; after a stop signal 128 + its number."""
+    """Runs a command; what is wrong is on stderr, in one line, and the exit code is 1;
+    after a stop signal 128 + its number.
+    """
     try:
         with stopping():
             command_line(sys.argv[1:] if argv is None else argv)

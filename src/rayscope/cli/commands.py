@@ -205,7 +205,8 @@ def open_model(config: DictConfig):
 
 
 def open_source(config: DictConfig, records: Records, reads: Path | None = None):
-    """The model and text of a run, whose fingerprints are kept in its records, with those of the dictionaries that it reads.
+    """The model and text of a run, whose fingerprints are kept in its records,
+    with those of the dictionaries that it reads.
 
     Raises ValueError if the run began with others.
     """

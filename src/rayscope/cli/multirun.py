@@ -90,7 +90,9 @@ class Sweeper(plugin.Sweeper):
         return [list(job) for job in dict.fromkeys(itertools.product(*values.values()))]
 
     def launch(self, left: dict[str, tuple[int, list[str]]], failed: dict[str, str]) -> None:
-        """Runs the jobs and takes those that ended out of `left`: with hydra's own launcher one by one, else all at once."""
+        """Runs the jobs and takes those that ended out of `left`:
+        with hydra's own launcher one by one, else all at once.
+        """
         basic = self.config.hydra.launcher._target_ == BASIC.format("launcher", "Launcher")
         for names in [[name] for name in left] if basic else [list(left)]:
             try:
@@ -108,7 +110,9 @@ class Sweeper(plugin.Sweeper):
                 del left[name]
 
     def check_all(self, jobs: Mapping[str, tuple[int, list[str]]]) -> dict[str, str]:
-        """{name: what is wrong} of the jobs that cannot run. Raises CommandError if none can, or if two have one `out`."""
+        """{name: what is wrong} of the jobs that cannot run.
+        Raises CommandError if none can, or if two have one `out`.
+        """
         failed: dict[str, str] = {}
         outs: dict[str, list[str]] = {}
         for name, (number, job) in jobs.items():
@@ -126,7 +130,8 @@ class Sweeper(plugin.Sweeper):
                 varied = "_".join(f"${{{part.partition('=')[0]}}}" for part in names[0].split())
                 listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
                 raise CommandError(
-                    f"-m: {len(names)} jobs ({listed}) have one out, {out}; give each its own, such as 'out={out}_{varied}'"
+                    f"-m: {len(names)} jobs ({listed}) have one out, {out}; "
+                    f"give each its own, such as 'out={out}_{varied}'"
                 )
         return failed
 
@@ -149,7 +154,9 @@ class Sweeper(plugin.Sweeper):
 
 
 def names_of(jobs: Sequence[Sequence[str]]) -> list[str]:
-    """Each job by the arguments in which it differs from the others; by its number as well if that is too long to show."""
+    """Each job by the arguments in which it differs from the others;
+    by its number as well if that is too long to show.
+    """
     varied = [len(set(values)) > 1 for values in zip(*jobs, strict=True)]
     named = [" ".join(text for text, differs in zip(job, varied, strict=True) if differs) for job in jobs]
     short = [shown(name or "the only job", 120) for name in named]

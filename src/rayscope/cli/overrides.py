@@ -1,4 +1,6 @@
-"""key=value arguments made ready for hydra: read by the option's type and quoted for its grammar, or refused in one line."""
+"""key=value arguments made ready for hydra: read by the option's type and quoted for its grammar,
+or refused in one line.
+"""
 
 import re
 import shlex
@@ -37,7 +39,9 @@ def split(text: str) -> tuple[str, str, str | None]:
 
 
 def check_once(pairs: list[tuple[str, str, str | None]]) -> None:
-    """Raises ValueError for a key that is given twice, such as by a shell that expands {2,4}, or given and taken out."""
+    """Raises ValueError for a key that is given twice, such as by a shell that expands {2,4},
+    or given and taken out.
+    """
     by_key: dict[str, list[str]] = {}
     removed = [key for sign, key, _ in pairs if sign == "~"]
     for sign, key, value in pairs:
@@ -127,7 +131,9 @@ def literal(key: str, text: str, of: Type) -> str:
 
 
 def value_of(text: str, of: Type) -> Any:
-    """What the text says: of a list its entries; what hydra's quotes enclose; of a type that is text, all as it stands."""
+    """What the text says: of a list its entries; what hydra's quotes enclose;
+    of a type that is text, all as it stands.
+    """
     inner = of.of if isinstance(of, Optional) else of
     bare = text.strip()
     if isinstance(inner, Listed):

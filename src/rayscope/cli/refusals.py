@@ -14,7 +14,9 @@ from rayscope.cli.overrides import check_choice, split
 
 
 def refused(command: str, given: list[str], base: DictConfig, error: Exception) -> str:
-    """One line on why hydra does not compose these arguments. base: the command's configuration with the groups chosen."""
+    """One line on why hydra does not compose these arguments.
+    base: the command's configuration with the groups chosen.
+    """
     known = list(names_of(base))
     for sign, key, value in map(split, given):
         if key in groups() and "No match in the defaults list" in str(error) and f"'{key}'" in str(error):

@@ -1,4 +1,6 @@
-"""Values: the types that options have. Each reads what a person or a sweep's agent writes as what is meant, or refuses it."""
+"""Values: the types that options have. Each reads what a person
+or a sweep's agent writes as what is meant, or refuses it.
+"""
 
 import math
 import os
@@ -16,7 +18,9 @@ LONGEST = 30  # digits of a number
 
 
 class Type(ABC):
-    """`read` gives the value that is meant and raises ValueError for one that is none; `what` says what would be one."""
+    """`read` gives the value that is meant and raises ValueError for one that is none;
+    `what` says what would be one.
+    """
 
     written: bool = False  # its values are text as written: `1_000` is a name, not a number
 

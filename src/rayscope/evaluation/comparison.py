@@ -121,7 +121,9 @@ def compare(
 
 
 def plain_rays(dictionaries: Iterable[Dictionary]) -> list[Dictionary]:
-    """Unsigned dictionaries of a fixed k without side information, whose bits are the budgets; all, if there are none."""
+    """Unsigned dictionaries of a fixed k without side information, whose bits are the budgets;
+    all, if there are none.
+    """
     dictionaries = list(dictionaries)
     return [d for d in dictionaries if d.plain and not d.signed] or dictionaries
 
@@ -132,7 +134,9 @@ def headline_budget(dictionaries: Iterable[Dictionary], headline_k: int) -> floa
 
 
 def reference_codecs(compared: Comparison, rows: int = 64) -> dict[Site, dict[str, Codec]]:
-    """Of each site: from its means over training text, at position 0 and in the stream that baselines were fitted from."""
+    """Of each site: from its means over training text,
+    at position 0 and in the stream that baselines were fitted from.
+    """
     source, sites, device = compared.source, compared.sites, compared.source.model.device
     chosen = permutation(len(source.text.train), source.seed, "evaluation", 1).numpy()[:rows]
     tokens_RC, _ = read_rows(source.text.train, chosen)

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# With n documents, a share n^-n of resamples is one of them, n times: below 5 that reaches the ends of a central 95%, which
-# then say what single documents do (of one, width 0). At 5 it covers a normal mean 84 times of 100, below less.
+# With n documents, a share n^-n of resamples is one of them, n times: below 5 that reaches the ends of a central 95%,
+# which then say what single documents do (of one, width 0). At 5 it covers a normal mean 84 times of 100, below less.
 FEWEST_DOCUMENTS = 5
 FEWEST_DRAWS = 20  # less than half a draw lies beyond either end of the central 95% of fewer
 CONSTANT = 1e-12  # vectors that vary by less than this share of their length do not vary: what they do is rounding
@@ -90,8 +90,8 @@ class ErrorSums:
     def fvu(self, weights_BG: Tensor) -> Tensor:
         """[B]: sum |x - x_hat|^2 / sum |x - x_bar|^2, for each row of document weights; x_bar is that of all documents.
 
-        With a mean of its own, each resample of a few documents would have less variance, and a larger FVU, than the sample.
-        NaN for vectors that do not vary.
+        With a mean of its own, each resample of a few documents would have less variance, and a larger FVU, than the
+        sample. NaN for vectors that do not vary.
         """
         error_B, variance_B = weights_BG @ self.error_G, weights_BG @ self.variance.of_documents()
         constant_B = variance_B <= CONSTANT**2 * (weights_BG @ self.variance.size_of_centres())
@@ -111,7 +111,8 @@ def bootstrap_weights(documents: int, draws: int, seed: int = 0) -> Tensor:
 def interval(
     statistic: Callable[[Tensor], Tensor], weights_BG: Tensor, documents: int | None = None
 ) -> tuple[float, float]:
-    """The central 95% of the statistic over bootstrap resamples; NaN for fewer of them, or of documents, than one takes.
+    """The central 95% of the statistic over bootstrap resamples;
+    NaN for fewer of them, or of documents, than one takes.
 
     documents: those that the statistic is of; all, unless given.
     """

@@ -55,8 +55,8 @@ class Calibration:
     def grid(self) -> "Grid":
         """LEVELS levels from low / w to w high, w = 1 + 1 / n: the n values seen, and the more room the fewer they are.
 
-        A latent never seen at a place has the range of all latents there, and of all places if none was. Raises ValueError if
-        no vector was seen at all.
+        A latent never seen at a place has the range of all latents there, and of all places if none was. Raises
+        ValueError if no vector was seen at all.
         """
         if not self.vectors_P.sum():
             raise ValueError(

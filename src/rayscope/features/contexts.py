@@ -33,9 +33,9 @@ def top_contexts(
 ) -> list[dict[str, Any]]:
     """contexts.json: where the latents chosen for the most frequent tokens are strongest.
 
-    windows: of the test text. Neither position 0 nor a special token, on which no dictionary was trained, is a focus: in
-    a context they have activation 0. Activations are sign * z. Equal ones: the earlier position. tokens: how many, by
-    rank. contexts: for each latent at most, each from `before` tokens to `after`.
+    windows: of the test text. Neither position 0 nor a special token, on which no dictionary was trained, is a focus:
+    in a context they have activation 0. Activations are sign * z. Equal ones: the earlier position. tokens: how many,
+    by rank. contexts: for each latent at most, each from `before` tokens to `after`.
     """
     rows = [row for row in table.to_dict("records") if row["labels"] == "real" and not pd.isna(row["latent"])]
     ranks = sorted({row["rank"] for row in rows})[:tokens]

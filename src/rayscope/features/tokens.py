@@ -71,7 +71,8 @@ def choose_tokens(
     )  # rank - 1 of those that occur enough
     if not len(places):
         raise ValueError(
-            f"features.min_count={min_count}: no token occurs so often in the validation and the test text that is read; "
+            f"features.min_count={min_count}: no token occurs so often in the validation and the test text "
+            "that is read; "
             "lower it, raise features.tokens or give more text"
         )
     head, tail = places[:most_frequent], places[most_frequent:]

@@ -31,9 +31,9 @@ def attention(module: Any, x_RCD: Tensor) -> Tensor:
 def causal(q_RHCd: Tensor, k_RHCd: Tensor, v_RHCd: Tensor) -> Tensor:
     """softmax(q k^T, no position seeing a later one) v, by blocks of queries that skip the keys after them.
 
-    PyTorch's flash attention reaches a seventh of a bfloat16 product's speed on a CPU without AMX: this is a third faster
-    at 128 positions, and almost twice as fast at 1024. It rounds scores to bfloat16 where flash keeps them: a relative
-    error of .003 to .015, the greater the sharper the pattern, against flash's .002.
+    PyTorch's flash attention reaches a seventh of a bfloat16 product's speed on a CPU without AMX: this is a third
+    faster at 128 positions, and almost twice as fast at 1024. It rounds scores to bfloat16 where flash keeps them: a
+    relative error of .003 to .015, the greater the sharper the pattern, against flash's .002.
     """
     context = q_RHCd.shape[2]
     size = 64 if context <= 256 else 128

@@ -89,7 +89,9 @@ class LanguageModel:
         return {"name": self.name, "sha256": self.fingerprint, "weights": "raw", "architecture": self.architecture}
 
     def randomised(self, seed: int = 0) -> "LanguageModel":
-        """A model of the same shape and tokenizer with the weights that GPT-2 starts from: what training put in is gone."""
+        """A model of the same shape and tokenizer with the weights that GPT-2 starts from:
+        what training put in is gone.
+        """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = type(self.network)(copy.deepcopy(self.network.config))
@@ -162,7 +164,8 @@ def load(name: str, device: str = "cpu", revision: str | None = None, context: i
     """A GPT-2 by name: `tiny` (the one that ships), a local Hugging Face folder, or a model of the hub.
 
     context: use only the first positions of the model's context.
-    Raises ValueError for a name that leads to no whole GPT-2 (see `pretrained.read`), and a context that it does not have.
+    Raises ValueError for a name that leads to no whole GPT-2 (see `pretrained.read`),
+    and a context that it does not have.
     """
     whole = isinstance(context, int) and not isinstance(context, bool)
     if context is not None and not (whole and context >= 2):

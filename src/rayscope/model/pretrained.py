@@ -1,4 +1,6 @@
-"""A GPT-2 and its tokenizer as they are on disk or on the hub: every tensor from the file, or one line that says which is not."""
+"""A GPT-2 and its tokenizer as they are on disk or on the hub:
+every tensor from the file, or one line that says which is not.
+"""
 
 import codecs
 import json
@@ -50,8 +52,8 @@ FIELDS = {  # the number of config.json that a tensor's first axis is
 def read(name: str, revision: str | None = None) -> tuple[Any, Any]:
     """(GPT2LMHeadModel in fp32, tokenizer) of `tiny`, a local folder or a model of the hub.
 
-    Raises ValueError, one line, for what cannot be read, is of another architecture, or is not whole: tensors of the model
-    that the file lacks would be random.
+    Raises ValueError, one line, for what cannot be read, is of another architecture, or is not whole: tensors of the
+    model that the file lacks would be random.
     """
     import transformers
     from transformers import AutoConfig, AutoTokenizer, GPT2LMHeadModel
@@ -194,7 +196,9 @@ def check_config(name: str, config: Any) -> None:
 
 @contextmanager
 def reading(name: str, what: str) -> Iterator[None]:
-    """Any error of the libraries as one line: for a damaged file they raise whatever comes, even what is no Exception."""
+    """Any error of the libraries as one line: for a damaged file they raise whatever comes,
+    even what is no Exception.
+    """
     try:
         yield
     except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
@@ -207,7 +211,9 @@ def reading(name: str, what: str) -> Iterator[None]:
 
 
 def unlike(network: Any, info: dict[str, Any]) -> str | None:
-    """How the file's tensors are not those of the model that config.json says; None if they are, heads for other tasks apart."""
+    """How the file's tensors are not those of the model that config.json says;
+    None if they are, heads for other tasks apart.
+    """
     missing = in_order(info["missing_keys"])
     unexpected = in_order(name for name in info["unexpected_keys"] if not MASKS.search(name))
     for name, there, wanted in sorted(info["mismatched_keys"]):

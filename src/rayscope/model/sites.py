@@ -68,9 +68,9 @@ def all_sites(model: Sized) -> list[Site]:
 def resolve(patterns: str | Iterable[str], model: Sized) -> list[Site]:
     """The sites that the patterns name, each once, in the order of computation.
 
-    A pattern is a hook point in which `{2,4}`, `{2..4}` and `*` stand for layers or names: `blocks.{2,4}.hook_resid_post`,
-    `blocks.*.mlp.hook_post`, `blocks.3.hook_resid_*`; the layer `middle` is half-way up.
-    Raises ValueError with the nearest names for a pattern that matches nothing.
+    A pattern is a hook point in which `{2,4}`, `{2..4}` and `*` stand for layers or names:
+    `blocks.{2,4}.hook_resid_post`, `blocks.*.mlp.hook_post`, `blocks.3.hook_resid_*`; the layer `middle` is half-way
+    up. Raises ValueError with the nearest names for a pattern that matches nothing.
     """
     sites = all_sites(model)
     names = [site.hook for site in sites]
@@ -98,7 +98,9 @@ def as_patterns(given: object) -> list[str]:
 
 
 def nearest(hook: str, names: list[str]) -> list[str]:
-    """The three names that are most like it; of a hook of nothing like them, those of its layer, or of the middle one."""
+    """The three names that are most like it; of a hook of nothing like them,
+    those of its layer, or of the middle one.
+    """
     found = get_close_matches(hook, names, n=3, cutoff=0.5)
     if not found:
         layers = list(dict.fromkeys(name.split(".")[1] for name in names))

@@ -38,7 +38,9 @@ def locked(folder: Path, argv: Sequence[str]) -> Iterator[None]:
 
 
 def acquire(path: Path) -> int:
-    """The open, locked file. Another process may remove it between our opening and locking it; then we take the next."""
+    """The open, locked file. Another process may remove it between our opening and locking it;
+    then we take the next.
+    """
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

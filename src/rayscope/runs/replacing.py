@@ -61,7 +61,8 @@ def move(folder: Path, source: Path, target: Path, names: Iterable[str]) -> None
 def settle(folder: Path) -> Path | None:
     """Completes the moves that a kill interrupted, if one did, and says where to they went.
 
-    An OSError before the first of them leaves everything as it was. Raises ValueError for a journal that is not ours: it can name only what is in the folder and in those next to it.
+    An OSError before the first of them leaves everything as it was. Raises ValueError for a journal that is not ours:
+    it can name only what is in the folder and in those next to it.
     """
     folder = real(folder)
     journal = folder / JOURNAL

@@ -40,7 +40,9 @@ class Finished(Exception):
 
 
 def out_folder(out: object) -> Path:
-    """The folder that `out=` names, `~` being the user's own. Raises ValueError for none: `out=$UNSET` is not this folder."""
+    """The folder that `out=` names, `~` being the user's own.
+    Raises ValueError for none: `out=$UNSET` is not this folder.
+    """
     if out is None or not str(out).strip():
         raise ValueError(
             f"out={'null' if out is None else out}: no folder; give one, such as out=runs/mine, or out=. for this"
@@ -52,12 +54,13 @@ def out_folder(out: object) -> Path:
 
 @contextmanager
 def run(command: str, config: dict[str, Any], argv: Sequence[str]) -> Iterator[Path]:
-    """The run's folder, locked, to work in. Its environment and configuration are written first, finished.json at the end.
+    """The run's folder, locked, to work in. Its environment and configuration are written first,
+    finished.json at the end.
 
-    They are environment.json and config.yaml of the command that makes a run (demo, train, study); the names of one that
-    adds to it begin with the command's. With overwrite, what was there is moved to OUT.old-DATE. A run that fails before
-    it has written any output leaves everything as it was. Raises Finished if the same run is done, ValueError if the
-    folder holds another, or other files under the names that this one writes.
+    They are environment.json and config.yaml of the command that makes a run (demo, train, study); the names of one
+    that adds to it begin with the command's. With overwrite, what was there is moved to OUT.old-DATE. A run that fails
+    before it has written any output leaves everything as it was. Raises Finished if the same run is done, ValueError if
+    the folder holds another, or other files under the names that this one writes.
     """
     records = records_of(folder := Path(config["out"]), command)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -101,7 +104,9 @@ def run(command: str, config: dict[str, Any], argv: Sequence[str]) -> Iterator[P
 
 @contextmanager
 def occupied(folder: Path, argv: Sequence[str]) -> Iterator[None]:
-    """Locks the folder for the block. First, moves that a kill interrupted are completed, and half-written files removed."""
+    """Locks the folder for the block. First, moves that a kill interrupted are completed,
+    and half-written files removed.
+    """
     with locked(folder, argv):
         moved_to = replacing.settle(folder)
         if moved_to and moved_to != real(folder):
@@ -220,7 +225,9 @@ def of_wandb(folder: Path) -> list[str]:
 
 
 def refuse_if_taken(command: str, records: Records, names: Sequence[str], overwrite: bool) -> None:
-    """Raises ValueError if files are in the way of a new run that it may not replace: only what a run made, if told so."""
+    """Raises ValueError if files are in the way of a new run that it may not replace:
+    only what a run made, if told so.
+    """
     folder = records.folder
     free = set(names) if overwrite else set()
     if records.are_ours():  # of a run that wrote nothing

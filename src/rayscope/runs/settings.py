@@ -1,4 +1,6 @@
-"""What measures or tunes dictionaries keeps the settings of the run that trained them, unless the command line says otherwise."""
+"""What measures or tunes dictionaries keeps the settings of the run that trained them,
+unless the command line says otherwise.
+"""
 
 import os
 from collections.abc import Iterable, Mapping

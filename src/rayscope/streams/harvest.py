@@ -21,8 +21,9 @@ class ActivationStream(Stream):
     """A sized, stateful stream of batches of `batch_size` vectors, `tokens` in all.
 
     Rows are read in an order drawn anew for each pass over the text; as many whole batches of their positions as
-    `round_tokens` holds are harvested and shuffled together. Both orders come from (seed, number), so a batch depends on
-    (seed, batch number) alone, not on the sites nor on what was read before; the whole state is the next batch's number.
+    `round_tokens` holds are harvested and shuffled together. Both orders come from (seed, number), so a batch depends
+    on (seed, batch number) alone, not on the sites nor on what was read before; the whole state is the next batch's
+    number.
     Position 0 is left out by index, special tokens by id: a pass holds each other position once. Batches are drawn from
     the harvested rows around those tokens, so leaving them out copies nothing.
 
@@ -53,7 +54,8 @@ class ActivationStream(Stream):
         self.batches_a_round = round_tokens // batch_size
         if not self.batches_a_round:
             raise ValueError(
-                f"stream.round_tokens={round_tokens} is less than one batch of {batch_size}; raise it, or lower stream.batch_size"
+                f"stream.round_tokens={round_tokens} is less than one batch of {batch_size}; "
+                "raise it, or lower stream.batch_size"
             )
         self.exclude = tuple(exclude)
         self.sizes_R = stream_sizes(rows.tokens, self.exclude)

@@ -18,7 +18,8 @@ CHUNK = 1024  # vectors whose uniform numbers lie in memory at once
 
 
 class World:
-    """x = mean + sum over active features of value * ray + noise. What is planted follows from the arguments and the seed.
+    """x = mean + sum over active features of value * ray + noise.
+    What is planted follows from the arguments and the seed.
 
     Features are in falling order of `rate_F`, the probability that each is active; the rates sum to `l0`.
     firing, exponent: root features fire at rates ~ 1 / rank^exponent (zipf) or alike (uniform), at most `cap`.
@@ -26,9 +27,9 @@ class World:
     probability child_given_parent (`parents_F`, -1 for a root).
     cofiring: the share of roots in pairs of neighbours in rate (`partners_F`, -1 for none); with probability `together`
     one draw decides for both, so that P(both) = together min(p, q) + (1 - together) p q and each keeps its rate.
-    strength, spread: |value| = strength + spread |normal|. bipolar: the share of features whose value is negative half of
-    the time (`bipolar_F`); all others are rays. mean, noise: standard deviations a dimension.
-    Raises ValueError for an unknown firing, shares outside [0, 1], and an l0 that the rates cannot reach.
+    strength, spread: |value| = strength + spread |normal|. bipolar: the share of features whose value is negative half
+    of the time (`bipolar_F`); all others are rays. mean, noise: standard deviations a dimension. Raises ValueError for
+    an unknown firing, shares outside [0, 1], and an l0 that the rates cannot reach.
     """
 
     def __init__(

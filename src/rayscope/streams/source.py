@@ -32,8 +32,8 @@ class Source:
     def stream(
         self, split: str, sites: Sequence[Site], tokens: int, precision: str | None = None, option: str = "tokens"
     ) -> ActivationStream:
-        """Special tokens are left out. At most one pass over a held-out split; training text is passed over as often as the
-        tokens need.
+        """Special tokens are left out. At most one pass over a held-out split; training text is passed over as often as
+        the tokens need.
 
         option: what the user calls `tokens`. Raises ValueError if they, or the split, are less than one batch.
         """

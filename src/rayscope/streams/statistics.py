@@ -62,7 +62,8 @@ class TokenSums:
 
 
 class Sample:
-    """`size` vectors of a stream in float32, every one equally likely (Vitter's algorithm R, 1985); all, while there are fewer.
+    """`size` vectors of a stream in float32, every one equally likely (Vitter's algorithm R, 1985);
+    all, while there are fewer.
 
     A function of the seed and the stream, not of how it is cut into batches; two of one seed keep the same positions.
     """

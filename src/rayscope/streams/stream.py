@@ -42,7 +42,9 @@ class Vectors:
 
 @dataclass(frozen=True)
 class Batch:
-    """N positions of the text, the same at every site. `previous` is the token before, at a document's start the separator."""
+    """N positions of the text, the same at every site.
+    `previous` is the token before, at a document's start the separator.
+    """
 
     tokens_N: Tensor
     previous_N: Tensor
@@ -132,7 +134,9 @@ class Stream(ABC):
 
 
 class DerivedStream(Stream):
-    """The batches and labels of `real` with other activations, which a subclass makes; its length, unless `tokens` says."""
+    """The batches and labels of `real` with other activations, which a subclass makes;
+    its length, unless `tokens` says.
+    """
 
     def __init__(self, real: Stream, sites: Sequence[Site] | None = None, tokens: int | None = None):
         tokens = tokens if tokens is not None else len(real) * real.batch_size

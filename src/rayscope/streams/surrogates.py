@@ -28,7 +28,9 @@ class SiteSample:
 
 
 def sample_sites(stream: Stream, vocabulary: int, sample: int = 16_384) -> dict[str, SiteSample]:
-    """{site.key: SiteSample} in one pass over the stream (training text); the sample is taken evenly from its batches."""
+    """{site.key: SiteSample} in one pass over the stream (training text);
+    the sample is taken evenly from its batches.
+    """
     each = -(-min(sample, len(stream) * stream.batch_size) // len(stream))
     moments = {site.key: Moments() for site in stream.sites}
     sums = {site.key: TokenSums(vocabulary, site.width) for site in stream.sites}
@@ -120,7 +122,8 @@ class Law:
         """
         if len(x_ND) <= x_ND.shape[1]:
             raise ValueError(
-                f"match: {len(x_ND)} vectors of width {x_ND.shape[1]}; a sample with the same covariance needs more than that"
+                f"match: {len(x_ND)} vectors of width {x_ND.shape[1]}; "
+                "a sample with the same covariance needs more than that"
             )
         moments = moments_of(x_ND)
         real = Whitening(moments.mean_D, moments.covariance_DD)

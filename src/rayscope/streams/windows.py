@@ -18,7 +18,9 @@ from rayscope.text import Rows
 
 @dataclass(frozen=True)
 class Window:
-    """Some whole rows in the order of the text. special: ids of the tokens that are not coded (see `positions.coded`)."""
+    """Some whole rows in the order of the text.
+    special: ids of the tokens that are not coded (see `positions.coded`).
+    """
 
     tokens_RC: Tensor
     documents_RC: Tensor

@@ -32,9 +32,9 @@ CHUNK = 4096  # vectors in float64 at once
 
 
 def metric_sanity(setting: Setting, *, tokens: int, splice_rows: int) -> Findings:
-    """A hand case. By the metrics alone: identity, mean, the codec that knows only position 0, half of the way from the mean,
-    the same with a constant error; invariance to scale and to batches. By the whole evaluation, model and splices in it:
-    identity, mean, position 0, and the first quarter of the vectors' own principal components.
+    """A hand case. By the metrics alone: identity, mean, the codec that knows only position 0, half of the way from the
+    mean, the same with a constant error; invariance to scale and to batches. By the whole evaluation, model and splices
+    in it: identity, mean, position 0, and the first quarter of the vectors' own principal components.
 
     Observes `error`, the largest |observed - expected|, and `position0`, the explained variance, at the first residual
     site (at the first, where there is none) and position 0 included, of the codec that knows only whether a vector
@@ -87,7 +87,8 @@ def whole_rows(source: Source, tokens: int) -> int:
 
 @dataclass(frozen=True)
 class Known:
-    """What explained variances follow from: means of all vectors, at position 0 and elsewhere; spread, sum |x - mean|^2;
+    """What explained variances follow from: means of all vectors, at position 0 and elsewhere;
+    spread, sum |x - mean|^2;
     share, that of position 0."""
 
     mean_D: Tensor
@@ -167,8 +168,9 @@ def explained_variance(vectors: Vectors, codec: Codec, batch: int = CHUNK, scale
 
 
 def faulty(vectors: Vectors, codec: Codec, known: Known) -> dict[str, float]:
-    """Explained variance as it is often computed: mean of per-token ratios; variance about zero; about one number for all
-    dimensions; of the residual about its own mean, which hides a constant error."""
+    """Explained variance as it is often computed: mean of per-token ratios; variance about zero;
+    about one number for all dimensions; of the residual about its own mean, which hides a constant error.
+    """
     ratio, error, square = torch.zeros(3, dtype=torch.float64)
     residual_D = torch.zeros_like(known.mean_D)
     for part in chunks(vectors):
@@ -206,7 +208,8 @@ def evaluated(
     entry = Entry(site, "pca_prefix", "baseline", k, None, prefix, "pca_prefix")
     measured = measure(
         source.model, source.text.test, [entry], {site: references(first_D, rest_D)}, [],
-        tokens=whole_rows(source, tokens), splice_tokens=splice_rows * source.text.context, quantise=False, seed=source.seed,
+        tokens=whole_rows(source, tokens), splice_tokens=splice_rows * source.text.context, quantise=False,
+        seed=source.seed,
     )  # fmt: skip
     expected: dict[tuple[str, str, str], float] = {
         ("mean", "ev", "excluded"): 0.0,

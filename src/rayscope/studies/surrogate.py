@@ -63,9 +63,9 @@ def surrogate(
 ) -> Findings:
     """gain = 1 - FVU(rays) / FVU(pca_topk), PCA at the least k that costs at least the bits of the rays.
 
-    fit_tokens: what moments and means by token are taken from; the fewer, the less of rare tokens the mixture keeps, and
-    what it lacks passes for more than tokens. Rays are trained on each stream; PCA is that of the stream's own mean and
-    covariance, which the four surrogates share with the real one, and so do their test vectors exactly
+    fit_tokens: what moments and means by token are taken from; the fewer, the less of rare tokens the mixture keeps,
+    and what it lacks passes for more than tokens. Rays are trained on each stream; PCA is that of the stream's own mean
+    and covariance, which the four surrogates share with the real one, and so do their test vectors exactly
     (`Surrogate.match`).
 
     Observes `prefix`, the largest relative difference of pca_prefix's FVU on the first three nulls from the real one;

@@ -22,7 +22,8 @@ from rayscope.text.documents import SPLITS, Document, split_of
 ROLE = re.compile(r":[\w:+-]+:`~?!?([^`<]+?)(?:\s*<[^`>]*>)?`")
 LINK = re.compile(r"`([^`<]+?)\s*<[^`>]*>`_{0,2}")
 SECTION = re.compile(  # of parameters and the like, and a numpydoc entry: lists, not prose
-    r"(Args|Arguments|Keyword [Aa]rg\w*|Parameters|Returns?|Yields|Raises|Attributes|Inputs|Outputs|Shape|Examples?)\s?:\s"
+    r"(Args|Arguments|Keyword [Aa]rg\w*|Parameters|Returns?|Yields|Raises|Attributes|Inputs|Outputs|Shape|Examples?)"
+    r"\s?:\s"
     r"|\*{0,2}\w+(, ?\*{0,2}\w+)* : "
 )
 LARGEST = 20_000_000  # bytes: no module that people write is as large
@@ -33,8 +34,8 @@ SKIPPED = {"test", "tests", "testing", "site-packages", "dist-packages", "__pyca
 class Docs:
     """One document a module (a topic, in `pydoc_data.topics`), named by its dotted path.
 
-    packages: top-level packages to read alongside the standard library; one that is not installed raises ValueError. A file
-    that cannot be read or parsed is left out.
+    packages: top-level packages to read alongside the standard library; one that is not installed raises ValueError. A
+    file that cannot be read or parsed is left out.
     """
 
     packages: tuple[str, ...] = ()
@@ -76,7 +77,9 @@ class Docs:
 
 
 def read(path: Path) -> bytes:
-    """What the file holds; nothing, if it is no plain file, not ours to read, gone by now, or larger than any module."""
+    """What the file holds; nothing, if it is no plain file, not ours to read, gone by now,
+    or larger than any module.
+    """
     try:
         return path.read_bytes() if path.is_file() and path.stat().st_size < LARGEST else b""
     except OSError:

@@ -13,13 +13,14 @@ from rayscope.text.readers import READERS
 class Files:
     """Documents of local files, each named by a hash of its text, so that equal documents share a split.
 
-    A row of a jsonl, csv or parquet file is a document, its text in `column`; one without text is left out. A txt file holds documents separated by
-    `<|endoftext|>`; a stretch without one is cut at blank lines into documents of about 10,000 characters, and a paragraph of
-    more than 20,000 at line ends, or if it has none at the ends of sentences or words.
+    A row of a jsonl, csv or parquet file is a document, its text in `column`; one without text is left out. A txt file
+    holds documents separated by `<|endoftext|>`; a stretch without one is cut at blank lines into documents of about
+    10,000 characters, and a paragraph of more than 20,000 at line ends, or if it has none at the ends of sentences or
+    words.
 
     files: paths or patterns (`data/*.parquet`).
-    Raises ValueError naming the file, and the row, for one that is missing, empty, damaged, not UTF-8, of another type or
-    without the column.
+    Raises ValueError naming the file, and the row, for one that is missing, empty, damaged, not UTF-8, of another type
+    or without the column.
     """
 
     more = (

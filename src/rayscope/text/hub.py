@@ -15,9 +15,9 @@ class Hub:
     """Rows of a hub dataset as documents, each named by a hash of its text. Nothing is fetched before `documents()`.
 
     dataset, config, split, revision: as `datasets.load_dataset` takes them; no remote code is run. A dataset that moves
-    on under one revision keeps the rows packed first; give a commit as revision to say which. A local folder's files are
-    part of its fingerprint.
-    Raises ValueError for what cannot be had, and for a row that cannot be read or lacks the column.
+    on under one revision keeps the rows packed first; give a commit as revision to say which. A local folder's files
+    are part of its fingerprint. Raises ValueError for what cannot be had, and for a row that cannot be read or lacks
+    the column.
     """
 
     more = "a row of the dataset is a document"

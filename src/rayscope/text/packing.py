@@ -1,7 +1,7 @@
 """Documents -> rows of tokens on disk, one memory-mapped pair of arrays a split, with corpus token counts.
 
-A row is `context` consecutive tokens of the stream `document <|endoftext|> document <|endoftext|> ...`; position 0 is the
-first index of a row, whatever token stands there.
+A row is `context` consecutive tokens of the stream `document <|endoftext|> document <|endoftext|> ...`; position 0 is
+the first index of a row, whatever token stands there.
 """
 
 import errno
@@ -128,8 +128,9 @@ def read(folder: Path, fingerprint: str, context: int) -> PackedText:
 
 @dataclass(frozen=True)
 class Encoder:
-    """A tokenizer's vocabulary and rules, without what it was last called with: truncation and padding, which stay in a saved
-    tokenizer.json; without the tokens that it would put around a document; and without dropout, which draws at random.
+    """A tokenizer's vocabulary and rules, without what it was last called with: truncation and padding, which stay in a
+    saved tokenizer.json; without the tokens that it would put around a document; and without dropout, which draws at
+    random.
 
     rules: all that tokens depend on. Raises ValueError for a tokenizer that has no separator, or would lose characters.
     """
@@ -159,14 +160,16 @@ class Encoder:
             )
         if not lossless(plain):
             raise ValueError(
-                "tokenizer: its tokens do not hold every character, as those of GPT-2 do: tokenizer.json has no ByteLevel "
+                "tokenizer: its tokens do not hold every character, as those of GPT-2 do: "
+                "tokenizer.json has no ByteLevel "
                 "step, or one that removes something; text would be lost"
             )
         return cls(plain, json.dumps(rules, sort_keys=True), end, 1 + max(ids.values()))
 
     def __call__(self, documents: Iterable[Document]) -> Iterator[tuple[str, np.ndarray]]:
-        """(split, tokens with `<|endoftext|>` at the end) of each document. The separator inside a text is only a space, and
-        half of a surrogate pair, which no UTF-8 holds, a question mark."""
+        """(split, tokens with `<|endoftext|>` at the end) of each document.
+        The separator inside a text is only a space; half of a surrogate pair, which no UTF-8 holds, a question mark.
+        """
         for group in batches(documents, characters=2_000_000):
             texts = [text.replace(END_OF_TEXT, " ").encode("utf-8", "replace").decode() for _, text in group]
             encoded = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
@@ -236,7 +239,8 @@ def too_little(source: Source, names: dict[str, int], written: dict[str, int], c
         remedy = f"give more or longer documents ({source.more}), or a smaller model.context"
     shares = ", ".join(f"{s} {names[s]}" for s in SPLITS)
     return (
-        f"text: {sum(names.values())} documents ({shares}) leave {written[split]} tokens in split {split}, less than one row "
+        f"text: {sum(names.values())} documents ({shares}) leave {written[split]} tokens in split {split}, "
+        "less than one row "
         f"of {context}; {remedy}"
     )
 

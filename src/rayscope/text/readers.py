@@ -1,4 +1,6 @@
-"""One reader per type of text file: the texts in it, strictly. What does not parse is named by file and row, never skipped."""
+"""One reader per type of text file: the texts in it, strictly.
+What does not parse is named by file and row, never skipped.
+"""
 
 import csv
 import json
@@ -33,7 +35,9 @@ def read_txt(path: Path, column: str) -> Iterator[str]:
 
 
 def cut(paragraph: str) -> list[str]:
-    """The paragraph; one longer than two pieces in pieces: cut at a line's end, else a sentence's, a word's or anywhere."""
+    """The paragraph; one longer than two pieces in pieces:
+    cut at a line's end, else a sentence's, a word's or anywhere.
+    """
     parts, start = [], 0
     while len(paragraph) - start > 2 * PIECE:
         low, high = start + PIECE, start + 2 * PIECE
@@ -69,8 +73,9 @@ def read_jsonl(path: Path, column: str) -> Iterator[str]:
 
 
 def read_csv(path: Path, column: str) -> Iterator[str]:
-    """Strict: a quote that is never closed, a comma too many or a line end without quotes would make other documents of the
-    text. What loses none is read: blank rows, rows that end after the text, and empty fields at a row's end."""
+    """Strict: a quote that is never closed, a comma too many or a line end without quotes would make other documents
+    of the text. What loses none is read: blank rows, rows that end after the text, and empty fields at a row's end.
+    """
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     with path.open(encoding=UTF8, newline="") as file:
         rows = csv.reader(file, strict=True)

@@ -69,7 +69,8 @@ class TrainingLog(Log):
     def keep(self, tokens: int) -> None:
         """Forgets what was logged after `tokens`, where the run goes on, and a line that a kill cut short.
 
-        Raises ValueError, with the line, for a file that is no training log; if nothing of it were kept, it is not read.
+        Raises ValueError, with the line, for a file that is no training log;
+        if nothing of it were kept, it is not read.
         """
         if not self.path.is_file():
             return

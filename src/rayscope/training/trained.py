@@ -113,7 +113,9 @@ def digest(dictionary: Path) -> str:
 
 
 def check_run_of(dictionaries: Path) -> None:
-    """Raises ValueError if this is the folder of a run's dictionaries, and its training is not finished or one is not there."""
+    """Raises ValueError if this is the folder of a run's dictionaries,
+    and its training is not finished or one is not there.
+    """
     place = dictionaries.absolute()
     folder = place.parent if place.name == DICTIONARIES else place
     help = "or copy those to be read to another folder, and give it"

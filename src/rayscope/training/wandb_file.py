@@ -15,7 +15,9 @@ WHOLE, FIRST, MIDDLE, LAST = 1, 2, 3, 4  # the kinds: a record, or pieces of one
 
 
 def records(data: bytes) -> Iterator[tuple[bytes, int]]:
-    """(record, where it ends) up to one that is cut short. Raises ValueError at one that is damaged, or for another file."""
+    """(record, where it ends) up to one that is cut short.
+    Raises ValueError at one that is damaged, or for another file.
+    """
     if data[: len(OPENING)] != OPENING:
         raise ValueError("no file of W&B")
     place, record = 7, b""
@@ -38,7 +40,9 @@ def records(data: bytes) -> Iterator[tuple[bytes, int]]:
 
 
 def mend(path: Path) -> int:
-    """Takes off the record that a kill cut short, at which `wandb sync` would end. Says the last step in the file, or 0."""
+    """Takes off the record that a kill cut short, at which `wandb sync` would end.
+    Says the last step in the file, or 0.
+    """
     data, end, step = path.read_bytes(), 0, 0
     try:
         for record, place in records(data):

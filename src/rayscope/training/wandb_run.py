@@ -1,4 +1,6 @@
-"""A run on W&B: one for training and evaluation, whose id is kept in the run's folder, so that what is resumed goes on under it."""
+"""A run on W&B: one for training and evaluation, whose id is kept in the run's folder,
+so that what is resumed goes on under it.
+"""
 
 import json
 import logging
@@ -24,12 +26,13 @@ UPLOAD = 120.0  # seconds that the end of a run may take to be uploaded; WANDB_F
 
 
 class WandbRun(Log):
-    """The W&B run of a folder. Options that are None are the environment's (WANDB_PROJECT, WANDB_NAME, ...), or W&B's own.
+    """The W&B run of a folder. Options that are None are the environment's (WANDB_PROJECT,
+    WANDB_NAME, ...), or W&B's own.
 
     A row of training is logged at step = tokens, an evaluation at a step above all before. W&B refuses a step that is
-    behind it. After a kill, what W&B lacks (it writes and uploads every 15 seconds) is logged again from training.csv, and
-    what it has, of what a resumed run repeats, is left out: each row is there once. Offline each process writes a file
-    of its own; `wandb sync` uploads those of one id in the order in which they began.
+    behind it. After a kill, what W&B lacks (it writes and uploads every 15 seconds) is logged again from training.csv,
+    and what it has, of what a resumed run repeats, is left out: each row is there once. Offline each process writes a
+    file of its own; `wandb sync` uploads those of one id in the order in which they began.
     """
 
     def __init__(
@@ -51,7 +54,8 @@ class WandbRun(Log):
     def begin(self, folder: Path, config: dict[str, Any]) -> None:
         """Starts the W&B run of the folder, or goes on with it.
 
-        Raises ValueError, one line with what to do, if W&B cannot be used: no key, no server, no permission, a wrong name.
+        Raises ValueError, one line with what to do, if W&B cannot be used:
+        no key, no server, no permission, a wrong name.
         """
         self.folder, self.there = folder, entries(folder / LOCAL)
         self.kept = read(folder / RECORD)
@@ -99,7 +103,9 @@ class WandbRun(Log):
         return found
 
     def identity(self, settings: wandb.Settings) -> dict[str, Any]:
-        """What `wandb.init` is told of the run: a sweep's agent decides in the environment, else the folder, else the options."""
+        """What `wandb.init` is told of the run: a sweep's agent decides in the environment,
+        else the folder, else the options.
+        """
         kept, told = self.kept, {"group": self.group, "tags": self.tags, "name": self.label}
         agent = settings.sweep_id or settings.run_id
         if self.label is None and not settings.run_name and (agent or not kept):
@@ -111,7 +117,8 @@ class WandbRun(Log):
                 asked = getattr(self, name)
                 if asked and kept.get(name) and asked != kept[name]:
                     raise ValueError(
-                        f"logger.{name}={asked}: {self.folder} is W&B run {kept['id']} of {name} {kept[name]}; give that, "
+                        f"logger.{name}={asked}: {self.folder} is W&B run {kept['id']} of {name} {kept[name]}; "
+                        "give that, "
                         f"or remove {self.folder / RECORD} to begin another W&B run"
                     )
             told["id"] = kept["id"]
@@ -145,7 +152,9 @@ class WandbRun(Log):
             say(f"W&B: no more is logged there ({brief(error)}); the run goes on, its tables are in {self.folder}")
 
     def finish(self, failed: bool) -> None:
-        """Marks the W&B run as finished or failed, and waits until it is uploaded. One that failed with no row is forgotten."""
+        """Marks the W&B run as finished or failed, and waits until it is uploaded.
+        One that failed with no row is forgotten.
+        """
         if self.run is None:
             return
         for end in (lambda: self.run.finish(exit_code=int(failed)), wandb.teardown):

@@ -1,4 +1,6 @@
-"""dictionary_learning: its own trainers' `update(step, x)`, as its trainSAE calls them, with the settings of its demo."""
+"""dictionary_learning: its own trainers' `update(step, x)`, as its trainSAE calls them,
+with the settings of its demo.
+"""
 
 import sys
 from types import ModuleType

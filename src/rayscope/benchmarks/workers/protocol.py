@@ -63,7 +63,9 @@ def vectors(settings: SimpleNamespace) -> tuple[Tensor, Tensor]:
 
 
 def batches(x_ND: Tensor, size: int, seed: int) -> Iterator[Tensor]:
-    """One batch a step, from shuffled passes without replacement: the same rows in the same order for every contender."""
+    """One batch a step, from shuffled passes without replacement:
+    the same rows in the same order for every contender.
+    """
 
     def numbers() -> Iterator[Tensor]:
         generator = torch.Generator().manual_seed(seed)
@@ -97,7 +99,9 @@ def finish(package: str, **facts: Any) -> None:
 
 
 def peak_mb() -> float:
-    """The process's own largest resident size. (ru_maxrss, elsewhere than on Linux, may be that of the process before exec.)"""
+    """The process's own largest resident size. (ru_maxrss, elsewhere than on Linux,
+    may be that of the process before exec.)
+    """
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024

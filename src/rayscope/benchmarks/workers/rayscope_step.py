@@ -1,4 +1,5 @@
-"""rayscope's training step, as DictionaryTrainer does it under Lightning, for one dictionary or several one after another.
+"""rayscope's training step, as DictionaryTrainer does it under Lightning,
+for one dictionary or several one after another.
 
 D site width, L latents, B vectors of a batch.
 """

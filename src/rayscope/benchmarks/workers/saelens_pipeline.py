@@ -1,4 +1,6 @@
-"""SAELens's LanguageModelSAETrainingRunner on a GPT-2 of the same shape with random weights; `autocast` and `autocast_lm` are its own."""
+"""SAELens's LanguageModelSAETrainingRunner on a GPT-2 of the same shape with random weights;
+`autocast` and `autocast_lm` are its own.
+"""
 
 import os
 import warnings

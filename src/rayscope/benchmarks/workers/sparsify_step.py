@@ -1,4 +1,5 @@
-"""EleutherAI's sparsify: the steps of its Trainer.fit on one device with its default loss, Adam and schedule, in their order.
+"""EleutherAI's sparsify: the steps of its Trainer.fit on one device with its default loss,
+Adam and schedule, in their order.
 
 Its Trainer itself runs behind a language model alone.
 """

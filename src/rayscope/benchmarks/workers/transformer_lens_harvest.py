@@ -1,7 +1,7 @@
 """TransformerLens's TransformerBridge, raw, with run_with_cache of one hook point.
 
-As its documentation has it, the whole model runs. Where `stopped`, the pass ends before the layer, and the residual stream
-before block l is read where block l - 1 leaves it: before block l it would cost that block too.
+As its documentation has it, the whole model runs. Where `stopped`, the pass ends before the layer, and the residual
+stream before block l is read where block l - 1 leaves it: before block l it would cost that block too.
 
 R rows, C context, D d_model.
 """

@@ -55,7 +55,8 @@ def library() -> ctypes.CDLL | None:
 
 
 def found(command: list[str]) -> ctypes.CDLL:
-    """The library, built if need be: in a cache folder, or if others may write to those, in a folder of this process alone.
+    """The library, built if need be: in a cache folder, or if others may write to those,
+    in a folder of this process alone.
 
     Raises OSError or SubprocessError if it cannot be made.
     """
@@ -98,8 +99,9 @@ def caches() -> list[tuple[Path, str]]:
 def trusted(root: Path, inside: str = "") -> Iterator[int]:
     """A descriptor of the folder root/inside, made if missing, in which nobody but this user and root can have written.
 
-    Each folder from the root on must be theirs and closed to other writers. A sticky /tmp does not suffice: there, others
-    may make a folder first. Raises OSError otherwise. Whatever the umask, what is made in the root is for its owner alone.
+    Each folder from the root on must be theirs and closed to other writers. A sticky /tmp does not suffice: there,
+    others may make a folder first. Raises OSError otherwise.
+    Whatever the umask, what is made in the root is for its owner alone.
     """
     root.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -115,8 +117,9 @@ def trusted(root: Path, inside: str = "") -> Iterator[int]:
 
 
 def load(place: Path, folder: int) -> ctypes.CDLL:
-    """Loads the file, which nobody else can have written, from its open folder, and on Linux by its own descriptor: what was
-    checked is what is loaded, wherever the path leads by then. The loader knows it by that descriptor, so it stays open.
+    """Loads the file, which nobody else can have written, from its open folder, and on Linux by its own descriptor:
+    what was checked is what is loaded, wherever the path leads by then. The loader knows it by that descriptor, so it
+    stays open.
 
     Raises OSError if it is not there, is a link, is somebody else's or broken.
     """
@@ -174,7 +177,9 @@ def processor() -> str:
 
 
 def block_width(columns: int, k: int) -> int:
-    """Columns of a block in which largest_of_rows looks for each row's k: as many as leave over k blocks to choose from."""
+    """Columns of a block in which largest_of_rows looks for each row's k:
+    as many as leave over k blocks to choose from.
+    """
     return next((width for width in (64, 32) if columns >= 2 * k * width), 1)
 
 
@@ -206,7 +211,9 @@ def largest_of_rows(products_CL: Tensor, bias_L: Tensor, k: int, absolute: bool)
 
 
 def above(products_CL: Tensor, bias_L: Tensor, floor: float) -> tuple[Tensor, ...] | None:
-    """(counts_C, places, scores) of the products + bias above the floor: place c * L + l, rising. None: does not fit."""
+    """(counts_C, places, scores) of the products + bias above the floor:
+    place c * L + l, rising. None: does not fit.
+    """
     if not fits(products_CL, bias_L):
         return None
     (rows, columns), half = products_CL.shape, products_CL.dtype == torch.bfloat16

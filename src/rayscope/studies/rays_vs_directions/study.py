@@ -51,8 +51,8 @@ def rays_vs_directions(
     """All arms at every k, site and seed; rays and directions at null_k on sign-flipped activations; AbsTopK on planted
     worlds.
 
-    latents: m; there are 2m rays and m directions, at the same bits. world: makes one of (bipolar, seed). planted: latents, k, lr, tokens,
-    test_tokens of the AbsTopK trained on each.
+    latents: m; there are 2m rays and m directions, at the same bits. world: makes one of (bipolar, seed). planted:
+    latents, k, lr, tokens, test_tokens of the AbsTopK trained on each.
 
     Observes
     planted: |bipolar_share - what is planted|, a mean over seeds, the largest of all worlds;

@@ -72,7 +72,8 @@ def reproducible_directions(
 
     Observes, at the greatest tau and width and at the first residual site (the first site, if there is none): `beyond`,
     the number beyond tokens over the site's width; `nulls`, the greatest of the nulls' numbers over it; `naive_nulls`,
-    that of all, tokens or not. Nulls are judged seed by seed on the same documents, and beside none that is real are no number.
+    that of all, tokens or not. Nulls are judged seed by seed on the same documents,
+    and beside none that is real are no number.
     tokens: of each half. means_tokens: of training text, on which means by token are taken: as many as memory lets (see
     `reproduced`). batch_size: the stream's, unless given.
     Raises ValueError for unknown nulls and for fewer than two seeds.
