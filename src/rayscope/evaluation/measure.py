@@ -156,7 +156,7 @@ def with_references(entries: Sequence[Entry], references: Mapping[Site, Mapping[
 
 
 def rows_read(rows: Rows, tokens: int, seed: int) -> np.ndarray:
-    """Which rows of a split are measured, in their order: of fewer tokens, the first of these."""
+    """The rows of a split that are measured, in order; those for fewer tokens are the first of these."""
     return permutation(len(rows), seed, "evaluation", 0).numpy()[: tokens // rows.tokens.shape[1]]
 
 

@@ -37,8 +37,8 @@ def metric_sanity(setting: Setting, *, tokens: int, splice_rows: int) -> Finding
     in it: identity, mean, position 0, and the first quarter of the vectors' own principal components.
 
     Observes `error`, the largest |observed - expected|, and `position0`, the explained variance, at the first residual
-    site (at the first, where there is none) and position 0 included, of the codec that knows only whether a vector
-    stands there.
+    site (at the first, if there is none) and position 0 included, of the codec that knows only whether a vector stands
+    there.
     """
     for seed in setting.seeds:
         at_seed = replace(setting, source=replace(setting.source, seed=seed))
