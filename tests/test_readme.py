@@ -30,3 +30,10 @@ def test_layout_names_every_module_and_folder():
     modules = [path.name for path in root.glob("*.py") if not path.stem.startswith("__")]
     folders = [f"{path.name}/" for path in root.iterdir() if path.is_dir() and path.name != "__pycache__"]
     assert [name for name in [*modules, *folders] if not re.search(rf"(?<![\w/]){re.escape(name)}", layout)] == []
+
+
+def test_links_lead_to_files():
+    """Those of pages outside docs, which `mkdocs build --strict` does not check."""
+    for page in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
+        links = re.findall(r"\]\(([^)#]+)", (README.parent / page).read_text(encoding="utf-8"))
+        assert [link for link in links if "://" not in link and not (README.parent / link).exists()] == []
