@@ -133,9 +133,9 @@ def test_saving_folds_the_scale_and_leaves_training_state_out(cls, tmp_path):
     dictionary, x_ND = trained(cls, decoder="soft_frozen"), sample(seed=99)
     before = copy.deepcopy(dictionary.state_dict())
     loaded = load(dictionary.save(tmp_path / "d"))
-    assert dictionary.input_units.scale != 1
-    assert loaded.input_units.scale == 1
-    assert loaded.provenance["input_scale"] == pytest.approx(dictionary.input_units.scale.item())
+    assert dictionary.units.inner.scale != 1
+    assert loaded.units.inner.scale == 1
+    assert loaded.provenance["input_scale"] == pytest.approx(dictionary.units.inner.scale.item())
     assert loaded.directions.equal(dictionary.directions)
     torch.testing.assert_close(loaded.bias, dictionary.bias)
     tokens_N = tokens_of(x_ND)
@@ -184,7 +184,7 @@ def test_training_resumes_bitwise_from_the_state_dict(cls):
 def dense_losses(dictionary, x_ND, parameters):
     """The same losses by dense autograd."""
     W_enc, b_enc, W_dec, b_dec = parameters
-    tokens_N, x_ND = tokens_of(x_ND), x_ND * dictionary.input_units.scale
+    tokens_N, x_ND = tokens_of(x_ND), x_ND * dictionary.units.inner.scale
     spread = (x_ND - x_ND.mean(0)).square().sum()
     if dictionary.side:
         x_ND = x_ND - dictionary.B_VD[tokens_N].clone()
@@ -362,7 +362,7 @@ def test_gradients_are_projected_and_rows_stay_unit():
 def test_prepare_centres_and_scales():
     dictionary = TopK(16, 40, 4)
     dictionary.prepare(sample(), dead_window=77)
-    scaled_ND = sample() * dictionary.input_units.scale
+    scaled_ND = sample() * dictionary.units.inner.scale
     assert scaled_ND.square().sum(1).mean().item() == pytest.approx(16, rel=1e-5)
     torch.testing.assert_close(dictionary.b_dec_D.data, scaled_ND.mean(0))
     torch.testing.assert_close(dictionary.decode(torch.zeros(1, 40))[0], sample().mean(0))

@@ -56,7 +56,7 @@ class Step(Function):
 
 def dense_losses(d, x_ND):
     """The same losses by dense autograd, AuxK with every dead latent."""
-    x_ND = x_ND * d.input_units.scale
+    x_ND = x_ND * d.units.inner.scale
     dot_NL = (x_ND - d.b_dec_D) @ d.W_enc_LD.T
     pre_NL = dot_NL + d.b_enc_L
     whole = (x_ND - x_ND.mean(0)).square().sum()
@@ -217,7 +217,7 @@ def test_a_saved_dictionary_learns_in_the_units_that_it_had(kind, tmp_path):
     before.prepare(x_ND, 10**6)
     after = load(before.save(tmp_path / "saved"))
     after.unfold()
-    assert after.input_units.scale.item() == pytest.approx(before.input_units.scale.item())
+    assert after.units.inner.scale.item() == pytest.approx(before.units.inner.scale.item())
     for name, tensor in before.weights().items():
         torch.testing.assert_close(after.weights()[name], tensor, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(after.encode(x_ND), before.encode(x_ND), rtol=1e-4, atol=1e-3)

@@ -93,7 +93,7 @@ def test_it_learns_to_write_what_the_rays_of_its_input_are_mapped_to(learned):
     with torch.no_grad():
         missed = (target_NE - learned(x_ND)).square().sum() / (target_NE - target_NE.mean(0)).square().sum()
     assert missed < 0.3  # 1 by the mean
-    assert learned.input_units.scale > 20 * learned.output_units.scale  # each side has its own units
+    assert learned.units.inner.scale > 20 * learned.units.outer.scale  # each side has its own units
 
 
 def test_folding_both_sides_changes_nothing_that_is_computed(learned):

@@ -59,7 +59,7 @@ def test_what_is_saved_is_what_was_learned(kind, tmp_path, monkeypatch):
     dictionary, x_ND = trained(kind), uneven(seed=99)
     dictionary.calibrate(x_ND, TOKENS_N)
     loaded = load(dictionary.save(tmp_path / "d"))
-    assert loaded.input_units.whitening is None
+    assert loaded.units.inner.whitening is None
     assert not any("whitening" in name for name in loaded.weights())
     bias_ND = loaded.bias_at(TOKENS_N)
     torch.testing.assert_close(loaded.directions, dictionary.directions)
@@ -78,7 +78,7 @@ def test_what_is_saved_is_what_was_learned(kind, tmp_path, monkeypatch):
         assert len(codes.values_M) == pytest.approx(4 * 400, abs=4)
     else:  # the pass that learns, in whitened space, against the file, in that of x
         with torch.no_grad():
-            units = dictionary.output_units
+            units = dictionary.units.outer
             x_hat_ND = units.invert(units(x_ND) - dictionary.training_pass(x_ND, TOKENS_N).residual_ND)
         torch.testing.assert_close(loaded(x_ND, TOKENS_N), x_hat_ND, rtol=1e-3, atol=1e-2)
     again = load(loaded.with_k(2).save(tmp_path / "two")) if kind.endswith("topk") else loaded
@@ -87,12 +87,12 @@ def test_what_is_saved_is_what_was_learned(kind, tmp_path, monkeypatch):
 
 def test_topk_chooses_by_what_is_large_in_whitened_space(tmp_path):
     dictionary, x_ND = trained("topk"), uneven(seed=99).double()
-    whitening = copy.deepcopy(dictionary.input_units.whitening).double()
+    whitening = copy.deepcopy(dictionary.units.inner.whitening).double()
     W_enc, b_enc, b_dec = (p.detach().double() for p in (dictionary.W_enc_LD, dictionary.b_enc_L, dictionary.b_dec_D))
-    pre_NL = (whitening(x_ND) * dictionary.input_units.scale - b_dec) @ W_enc.T + b_enc
+    pre_NL = (whitening(x_ND) * dictionary.units.inner.scale - b_dec) @ W_enc.T + b_enc
     top = pre_NL.topk(4)
     z_NL = torch.zeros_like(pre_NL).scatter(1, top.indices, top.values.relu())
-    y_hat_ND = (z_NL @ dictionary.W_dec_LD.detach().double() + b_dec) / dictionary.input_units.scale
+    y_hat_ND = (z_NL @ dictionary.W_dec_LD.detach().double() + b_dec) / dictionary.units.inner.scale
     expected_ND = whitening.mean_D + y_hat_ND @ whitening.inverse_DD
     found = load(dictionary.save(tmp_path / "d"))
     torch.testing.assert_close(found(x_ND.float()), expected_ND.float(), rtol=1e-3, atol=1e-2)

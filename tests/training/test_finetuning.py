@@ -54,13 +54,13 @@ def test_gradients_are_those_of_a_dense_reference(model, packed, kind):
         p.detach().clone().requires_grad_()
         for p in (dictionary.W_enc_LD, dictionary.b_enc_L, dictionary.W_dec_LD, dictionary.b_dec_D)
     ]
-    s_ND = x_RCD[~kept_RC] * dictionary.input_units.scale
+    s_ND = x_RCD[~kept_RC] * dictionary.units.inner.scale
     pre_NL = (s_ND - b_dec) @ W_enc.T + b_enc
     chosen = (pre_NL.abs() if dictionary.signed else pre_NL).topk(3).indices
     z_NL = (pre_NL if dictionary.signed else pre_NL.relu()) * torch.zeros_like(pre_NL).scatter(1, chosen, 1)
     hat_ND = z_NL @ W_dec + b_dec
     fvu = (s_ND - hat_ND).square().sum() / (s_ND - s_ND.mean(0)).square().sum()
-    x_hat = torch.zeros_like(x_RCD).masked_scatter(~kept_RC[..., None], hat_ND / dictionary.input_units.scale)
+    x_hat = torch.zeros_like(x_RCD).masked_scatter(~kept_RC[..., None], hat_ND / dictionary.units.inner.scale)
     x_hat = torch.where(kept_RC[..., None], x_RCD, x_hat)
     block = double.network.transformer.h[2]
     logits = double.unembed(block(x_hat)[0] if isinstance(block(x_hat), tuple) else block(x_hat))[:, :-1]

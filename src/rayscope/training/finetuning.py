@@ -192,7 +192,7 @@ def kl_pass(clean: CleanPass, site: Site, dictionary: Learned, weight: float) ->
     coded_RC = in_stream(clean.tokens_RC, clean.model.special_ids)
     x_ND = x_RCD[coded_RC]
     target_ND = x_ND if target_RCD is x_RCD else target_RCD[coded_RC]
-    passed, units = dictionary.training_pass(x_ND, clean.tokens_RC[coded_RC], target_ND), dictionary.output_units
+    passed, units = dictionary.training_pass(x_ND, clean.tokens_RC[coded_RC], target_ND), dictionary.units.outer
     x_hat_ND = units.invert(units(target_ND) - passed.residual_ND)
     x_hat_RCD = target_RCD.index_put((coded_RC,), x_hat_ND.to(target_RCD.dtype))
     kl = clean.splice(site.output, x_hat_RCD)[1].mean()

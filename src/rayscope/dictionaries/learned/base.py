@@ -16,7 +16,7 @@ from rayscope.dictionaries.learned.arguments import check_arguments, check_run
 from rayscope.dictionaries.learned.firing import Firing
 from rayscope.dictionaries.learned.naming import save_parts_as_own
 from rayscope.dictionaries.learned.training_pass import TrainingPass
-from rayscope.dictionaries.learned.units import Units
+from rayscope.dictionaries.learned.units import Sides, Units
 from rayscope.dictionaries.learned.vectors import check_finite, full_precision, spread, within_caps
 from rayscope.dictionaries.learned.whitening import Whitening
 from rayscope.dictionaries.sparse.auxk import auxk_error
@@ -68,17 +68,8 @@ class Learned(Dictionary):
         self.register_buffer("gain_L", torch.ones(latents) if whiten else None)
         self.register_buffer("initial_LD", rows_LD.clone() if decoder == "soft_frozen" else None)
         self.firing = Firing(latents)
-        self.units = nn.ModuleDict({"input": Units(width, whiten)})
+        self.units = Sides({"input": Units(width, whiten)})
         save_parts_as_own(self)
-
-    @property
-    def input_units(self) -> Units:
-        return self.units["input"]  # type: ignore[return-value]
-
-    @property
-    def output_units(self) -> Units:
-        """The input's, in a dictionary that writes what it reads."""
-        return self.units["output" if "output" in self.units else "input"]  # type: ignore[return-value]
 
     @property
     def centre_D(self) -> Tensor:
@@ -91,12 +82,12 @@ class Learned(Dictionary):
 
     @property
     def directions(self) -> Tensor:
-        rows_LD = self.output_units.unwhiten(self.W_dec_LD)
+        rows_LD = self.units.outer.unwhiten(self.W_dec_LD)
         return rows_LD if rows_LD is self.W_dec_LD else F.normalize(rows_LD)
 
     @property
     def bias(self) -> Tensor:
-        return self.output_units.invert(self.b_dec_D)
+        return self.units.outer.invert(self.b_dec_D)
 
     @abstractmethod
     def choose(self, centred_ND: Tensor) -> SparsePattern:
@@ -117,14 +108,14 @@ class Learned(Dictionary):
             parts = zip(*(self.active_codes(products_CL) for _, products_CL in chunks), strict=True)
             counts_N, indices_M, values_M = map(torch.cat, parts)
             gain_L = self._gain()
-        offsets, values_M = F.pad(counts_N.cumsum(0), (1, 0)), values_M / self.output_units.scale
+        offsets, values_M = F.pad(counts_N.cumsum(0), (1, 0)), values_M / self.units.outer.scale
         return Codes(indices_M, values_M if gain_L is None else values_M * gain_L[indices_M], offsets, self.latents)
 
     def _gain(self) -> Tensor | None:
         """(L): what codes of W_dec's rows are multiplied by to be codes of `directions`."""
-        if self.output_units.whitening is None or self.gain_L is None:
+        if self.units.outer.whitening is None or self.gain_L is None:
             return self.gain_L
-        return self.gain_L * self.output_units.unwhiten(self.W_dec_LD).norm(dim=1)
+        return self.gain_L * self.units.outer.unwhiten(self.W_dec_LD).norm(dim=1)
 
     @torch.no_grad()
     def prepare(
@@ -143,7 +134,7 @@ class Learned(Dictionary):
         check_finite(x_ND)
         check_run(dead_window, run_tokens)
         samples = {"input": x_ND, "output": x_ND if target_ND is None else target_ND}
-        means = [units.fit(samples[side]) for side, units in self.units.items()]  # type: ignore[operator]
+        means = [units.fit(samples[side]) for side, units in self.units.each().items()]
         self.b_dec_D.copy_(means[-1])
         self.firing.dead_window.fill_(dead_window)
         self.calibrate(x_ND, tokens_N)
@@ -167,13 +158,13 @@ class Learned(Dictionary):
         """`losses`, and what `after_step` needs. target_ND: what is reconstructed, if it is not x."""
         self.check(x_ND)
         check_finite(x_ND)
-        itself = target_ND is None or target_ND is x_ND
+        target_ND = x_ND if target_ND is None else target_ND
         with full_precision(x_ND):
-            y_ND = self.input_units(x_ND)
-            goal_ND = y_ND if itself else self.output_units(target_ND)
+            y_ND = self.units.inner(x_ND)
+            goal_ND = y_ND if target_ND is x_ND else self.units.outer(target_ND)
             total, dead_A = spread(goal_ND), self.firing.dead_L.nonzero()[:, 0]
             y_ND = self._unknown(y_ND, tokens_N)
-            goal_ND = y_ND if itself else self._unknown(goal_ND, tokens_N)
+            goal_ND = y_ND if target_ND is x_ND else self._unknown(goal_ND, tokens_N)
             pattern = self.choose(y_ND - self.centre_D.detach())
             values_M, pre_M = self._codes(y_ND, pattern)
             gained_M = values_M if self.gain_L is None else values_M * self.gain_L[pattern.indices_M]
@@ -187,13 +178,13 @@ class Learned(Dictionary):
                 losses["auxk"] = self.auxk_coefficient * error / spread(e_ND)
             losses |= self.penalties(y_ND, pattern, pre_M, values_M)
         fvu = errors[-1].detach()
-        if self.output_units.whitening is not None:
-            error_ND = self.output_units.unwhiten(residuals[-1].detach()) / self.output_units.scale
-            fvu = error_ND.square().sum() / spread((x_ND if itself else target_ND).detach().to(error_ND.dtype))
+        if self.units.outer.whitening is not None:
+            error_ND = self.units.outer.unwhiten(residuals[-1].detach()) / self.units.outer.scale
+            fvu = error_ND.square().sum() / spread(target_ND.detach().to(error_ND.dtype))
         return TrainingPass(losses, pattern, values_M.detach(), residuals[-1], tokens_N, fvu)
 
     def _centred(self, x_ND: Tensor, tokens_N: Tensor | None) -> Tensor:
-        return self._unknown(self.input_units(x_ND), tokens_N) - self.centre_D.detach()
+        return self._unknown(self.units.inner(x_ND), tokens_N) - self.centre_D.detach()
 
     def _unknown(self, y_ND: Tensor, tokens_N: Tensor | None) -> Tensor:
         """What is left to code of s x: all of it, unless the kind reads tokens."""
@@ -248,12 +239,12 @@ class Learned(Dictionary):
     @torch.no_grad()
     def fold(self) -> None:
         """Folds scales and whitening into the weights, in place: no result changes."""
-        self.fold_input(self.input_units)
-        self.fold_output(self.output_units)
+        self.fold_input(self.units.inner)
+        self.fold_output(self.units.outer)
         if self.gain_L is not None:
-            self.gain_L *= self.input_units.scale / self.output_units.scale
-        for units in self.units.values():
-            units.reset()  # type: ignore[operator]
+            self.gain_L *= self.units.inner.scale / self.units.outer.scale
+        for units in self.units.each().values():
+            units.reset()
 
     def fold_input(self, units: Units) -> None:
         """Folds the input's into W_enc and what is in units of pre."""
@@ -265,13 +256,13 @@ class Learned(Dictionary):
         """Folds the output's into W_dec, whose rows' lengths go to gain_L, and what is added to x_hat."""
         self.b_dec_D.copy_(units.invert(self.b_dec_D))
         if units.whitening is not None and self.gain_L is not None:
-            self.gain_L.copy_(self._gain())
+            self.gain_L *= units.unwhiten(self.W_dec_LD).norm(dim=1)
             self.W_dec_LD.copy_(self.directions)
 
     @torch.no_grad()
     def unfold(self) -> None:
         """Undoes `to_save`'s folding of the scales, so that training can go on in the original units."""
-        scales = {units: self.provenance.get(f"{side}_scale", 1.0) for side, units in self.units.items()}
+        scales = {units: self.provenance.get(f"{side}_scale", 1.0) for side, units in self.units.each().items()}
         for units, scale in scales.items():
             units.scale /= scale
         self.fold()
@@ -282,19 +273,19 @@ class Learned(Dictionary):
     def to_save(self) -> Self:
         """A copy with its scales folded into the weights; its provenance keeps them (`input_scale`), for `unfold`."""
         folded = copy.deepcopy(self)
-        scales = {f"{side}_scale": units.scale.item() for side, units in self.units.items()}  # type: ignore[operator]
+        scales = {f"{side}_scale": units.scale.item() for side, units in self.units.each().items()}
         folded.provenance = {**scales, **self.provenance}
         folded.fold()
         return folded
 
     def with_k(self, k: int) -> Dictionary:
-        return super().with_k(k) if self.output_units.whitening is None else self.to_save().with_k(k)
+        return super().with_k(k) if self.units.outer.whitening is None else self.to_save().with_k(k)
 
     def weights(self) -> dict[str, Tensor]:
         return {name: tensor for name, tensor in super().weights().items() if name not in self.training_only}
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
-        for units in self.units.values():
-            units.whitening = None  # it is folded in what is saved
+        for units in self.units.each().values():
+            units.reset()  # they are folded in what is saved
         own = self.state_dict()
         super().load_weights({**weights, **{name: own[name] for name in self.training_only if name in own}})

@@ -47,7 +47,7 @@ class TokenBiasTopK(TopK):
         return {**super().arguments(), "vocabulary": self.vocabulary, "prior": self.prior}
 
     def bias_at(self, tokens_N: Tensor | None = None) -> Tensor:
-        return self.output_units.invert(self.b_dec_D + self._of_tokens(tokens_N))
+        return self.units.outer.invert(self.b_dec_D + self._of_tokens(tokens_N))
 
     def _of_tokens(self, tokens_N: Tensor | None) -> Tensor:
         """(N, D): B of each vector's token."""
@@ -74,7 +74,8 @@ class TokenBiasTopK(TopK):
         super().after_step(passed)
         self._update_token_means(passed.residual_ND, passed.tokens_N)
 
-    def _update_token_means(self, residual_ND: Tensor, tokens_N: Tensor) -> None:
+    def _update_token_means(self, residual_ND: Tensor, tokens_N: Tensor | None) -> None:
+        assert tokens_N is not None  # `_of_tokens` has looked
         tokens_U, place_N, m_U = tokens_N.to(self.B_VD.device).unique(return_inverse=True, return_counts=True)
         by_token = SparsePattern(place_N, torch.arange(len(place_N) + 1, device=place_N.device), len(tokens_U))
         sums_UD = by_token.sum_by_latent(torch.ones_like(residual_ND[:, 0]), residual_ND)

@@ -1,4 +1,4 @@
-"""Units: what one side of a dictionary, its input or its output, is scaled by while it learns.
+"""Units: what each side of a dictionary, its input and its output, is scaled by while it learns.
 
 N vectors, D site width.
 """
@@ -50,3 +50,18 @@ class Units(nn.Module):
         """y = x."""
         self.scale.fill_(1)
         self.whitening = None
+
+
+class Sides(nn.ModuleDict):
+    """The units of the "input" and, in a dictionary that writes another site than it reads, of the "output"."""
+
+    @property
+    def inner(self) -> Units:
+        return self.each()["input"]
+
+    @property
+    def outer(self) -> Units:
+        return self.each().get("output", self.inner)
+
+    def each(self) -> dict[str, Units]:
+        return dict(self.items())  # type: ignore[arg-type]
