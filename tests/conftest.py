@@ -42,6 +42,15 @@ def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def source(tiny_gpt2: Path, text_file: Path) -> list[str]:
+    """The arguments of a command that reads the toy model and text."""
+    return [
+        "model=gpt2", f"model.name={tiny_gpt2}", "model.context=null", "text=files", f"text.files={text_file}",
+        "stream.batch_size=64", "stream.round_tokens=512",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
 def model(tiny_gpt2: Path) -> LanguageModel:
     return load(str(tiny_gpt2))
 

@@ -32,14 +32,6 @@ FEATURES = [
 
 
 @pytest.fixture(scope="module")
-def source(tiny_gpt2, text_file) -> list[str]:
-    return [
-        "model=gpt2", f"model.name={tiny_gpt2}", "model.context=null", "text=files", f"text.files={text_file}",
-        "stream.batch_size=64", "stream.round_tokens=512",
-    ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
 def small(source) -> list[str]:
     return [*source, "tokens=1280", "latents=64", "k=4", "training.calibration_tokens=256", "training.log_every=5"]
 
