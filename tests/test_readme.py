@@ -37,3 +37,12 @@ def test_links_lead_to_files():
     for page in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
         links = re.findall(r"\]\(([^)#]+)", (README.parent / page).read_text(encoding="utf-8"))
         assert [link for link in links if "://" not in link and not (README.parent / link).exists()] == []
+
+
+def test_a_file_is_one_noun():
+    """Two nouns in a file show in its length."""
+    lengths = {
+        str(path.relative_to(README.parent)): len(path.read_text(encoding="utf-8").splitlines())
+        for path in (README.parent / "src").rglob("*.py")
+    }
+    assert {path: length for path, length in lengths.items() if length > 300} == {}

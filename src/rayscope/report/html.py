@@ -1,5 +1,8 @@
 """A run folder's files into RUN/report/index.html: one file, no scripts, nothing fetched, all text shown as text."""
 
+# pandas' annotations call df[...] a union of everything, so these are off in this file.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+
 import base64
 import math
 import os

@@ -1,5 +1,8 @@
 """The files of a run's folder that a report is made from: which there are, and how they are read."""
 
+# pandas' annotations call df[...] a union of everything, so these are off in this file.
+# pyright: reportAttributeAccessIssue=false, reportIndexIssue=false
+
 import csv
 import io
 import json

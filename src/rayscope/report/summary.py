@@ -1,5 +1,8 @@
 """The table that a terminal shows."""
 
+# pandas' annotations call df[...] a union of everything, so these are off in this file.
+# pyright: reportArgumentType=false
+
 import math
 
 import pandas as pd

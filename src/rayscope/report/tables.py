@@ -1,5 +1,9 @@
 """evaluation.csv as rows in reading order: roles, methods, the headline k."""
 
+# pandas' annotations call df[...] a union of everything, so these are off in this file.
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportAttributeAccessIssue=false
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportReturnType=false
+
 import math
 
 import numpy as np

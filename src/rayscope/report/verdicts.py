@@ -1,5 +1,8 @@
 """Whether rays win at equal bits: every learned dictionary against its rivals, and what is said of it."""
 
+# pandas' annotations call df[...] a union of everything, so these are off in this file.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+
 import math
 from collections.abc import Sequence
 

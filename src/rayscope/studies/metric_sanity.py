@@ -3,6 +3,10 @@
 N vectors, D site width.
 """
 
+# pandas' annotations call df[...] a union of everything, so these are off in this file.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
+
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 

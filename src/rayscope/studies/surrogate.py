@@ -3,6 +3,9 @@
 N vectors, L latents, B bootstrap draws, G documents.
 """
 
+# pandas' annotations call df[...] a union of everything, so these are off in this file.
+# pyright: reportAttributeAccessIssue=false
+
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace

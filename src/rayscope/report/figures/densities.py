@@ -1,5 +1,8 @@
 """How often latents fire."""
 
+# pandas' annotations call df[...] a union of everything, so these are off in this file.
+# pyright: reportAssignmentType=false, reportAttributeAccessIssue=false
+
 import math
 
 import numpy as np

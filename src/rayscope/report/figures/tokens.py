@@ -1,5 +1,9 @@
 """Token features by frequency rank: how well a latent tells a token, and when it appeared in training."""
 
+# pandas' annotations call df[...] a union of everything, so these are off in this file.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false
+
 import math
 
 import numpy as np

@@ -1,5 +1,8 @@
 """Training curves."""
 
+# pandas' annotations call df[...] a union of everything, so these are off in this file.
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportGeneralTypeIssues=false
+
 import pandas as pd
 from matplotlib.ticker import FuncFormatter
 

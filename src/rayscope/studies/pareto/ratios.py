@@ -29,7 +29,7 @@ class Ratios:
         """(value, [B]): the least over sites, ks and methods, of baselines fitted with the seed of the rays."""
         ratios = []
         for rays in self.entries:
-            if rays.method != "rays" or rays.k not in ks or rays.seed != seed:
+            if rays.method != "rays" or rays.k is None or rays.k not in ks or rays.seed != seed:
                 continue
             here = [entry for entry in self.entries if entry.site == rays.site]
             rivals = [at_bits(here, method, rays.dictionary.bits(), seed) for method in methods]

@@ -1,5 +1,9 @@
 """What each arm leaves and costs against bits, and how much the latents of the directions use both ends."""
 
+# pandas' annotations call df[...] a union of everything, so these are off in this file.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportIndexIssue=false
+
 from matplotlib.axes import Axes
 
 from rayscope.drawing import COLOURS, MARKERS, label, log_axis, panels

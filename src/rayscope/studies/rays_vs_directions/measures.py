@@ -32,6 +32,8 @@ POLARITY_DRAWS = 200
 def evaluation(records: Records, stream: str, measured: Measurement, entries: Sequence[Entry]) -> None:
     weights_BG = resamples(measured.documents, DRAWS)
     for entry in entries:
+        assert entry.k is not None
+        assert entry.seed is not None
         arm = Arm(entry.method, entry.k, entry.seed)
         add = partial(records.add, stream, entry.site, arm, entry.dictionary)
         for view in VIEWS:

@@ -3,6 +3,9 @@
 B bootstrap draws.
 """
 
+# pandas' annotations call df[...] a union of everything, so these are off in this file.
+# pyright: reportArgumentType=false
+
 from collections.abc import Hashable
 from typing import Any
 

@@ -3,6 +3,9 @@
 B draws, S seeds.
 """
 
+# pandas' annotations call df[...] a union of everything, so these are off in this file.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
