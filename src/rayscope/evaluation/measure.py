@@ -42,8 +42,7 @@ def check_options(
     if validation_tokens < 1 and (quantise or validation_tokens < 0):
         raise ValueError(
             f"evaluation.validation_tokens={validation_tokens}: codes are put on 256 levels of the range that they "
-            "have "
-            "there; at least 1, or with evaluation.quantise=false 0"
+            "have there; at least 1, or with evaluation.quantise=false 0"
         )
     if draws < 0 or 0 < draws < metrics.FEWEST_DRAWS:
         raise ValueError(
@@ -101,9 +100,7 @@ def measure(
 def passes(
     model: LanguageModel, rows: Rows, chosen: np.ndarray, spliced: int, sites: Sequence[Site]
 ) -> Iterator[tuple[Window, CleanPass | None]]:
-    """Windows of the chosen rows, as many rows at a time as LOGITS allows,
-    the first `spliced` rows with a clean pass.
-    """
+    """Windows of the chosen rows, as many as LOGITS allows at a time; the first `spliced` rows with a clean pass."""
     step = max(1, LOGITS // (rows.tokens.shape[1] * model.vocabulary))
     read = list(dict.fromkeys([*sites, *(site.output for site in sites)]))
     for start, stop in pairwise([*range(0, spliced, step), *range(spliced, len(chosen), step), len(chosen)]):
@@ -116,9 +113,7 @@ def passes(
 def measure_site(
     site: Site, sums: SiteSums, window: Window, clean: CleanPass | None, advance: Callable[[int], None]
 ) -> None:
-    """Adds the window's vectors to the sums of every codec of a site,
-    with a clean pass what splicing each costs too.
-    """
+    """Adds the window's vectors to the sums of every codec of a site; given a clean pass, the cost of splices too."""
     vectors = window.at(site)
     sums.variance.update(vectors)
     if clean:
@@ -161,7 +156,5 @@ def rows_read(rows: Rows, tokens: int, seed: int) -> np.ndarray:
 
 
 def documents_predicted(rows: Rows, tokens: int, seed: int) -> int:
-    """Of how many documents a token is predicted in the rows that are measured.
-    See `Measurement.spliced_documents`.
-    """
+    """Of how many documents a token is predicted in the rows measured (see `Measurement.spliced_documents`)."""
     return len(np.unique(rows.documents[rows_read(rows, tokens, seed)][:, LATER]))
