@@ -21,7 +21,7 @@ from rayscope.model import LanguageModel
 from rayscope.model.sites import Site, resolve
 from rayscope.model.splicing import CleanPass
 from rayscope.pipeline import write_table
-from rayscope.streams.seeding import permutation
+from rayscope.streams.seeding import generator_of
 from rayscope.streams.source import Source
 from rayscope.text import PackedText
 
@@ -43,14 +43,14 @@ METRICS = {
     "l2_ratio",
 }
 HOOKS = ["blocks.1.hook_resid_post", "blocks.1.mlp.hook_post"]
-ROWS, SPLICED, SEEN = 12, 5, 9
+ROWS, SPLICED, SEEN = 20, 5, 9
 
 
 @pytest.fixture(scope="module")
 def world(model: LanguageModel, packed: PackedText):
     """Sites, dictionaries, references, the tokens that measure() will choose, and the activations there."""
     sites = resolve(HOOKS, model)
-    chosen = permutation(len(packed.test), 0, "evaluation", 0).numpy()[:ROWS]
+    chosen = torch.randperm(len(packed.test), generator=generator_of("evaluation", 0)).numpy()[:ROWS]
     tokens_RC = torch.from_numpy(packed.test.tokens[chosen].astype("int64"))
     activations = model.activations(tokens_RC, sites)
     dictionaries: dict[Site, dict[str, Dictionary]] = {}
@@ -281,8 +281,10 @@ def test_intervals_hold_their_value_and_are_absent_where_they_mean_nothing(table
     table, _ = tables
     known = table.dropna(subset=["low"])
     slack = known["metric"].eq("fvu") * 0.005 + 1e-9  # a resample's variance, about its own mean, is 1/documents less
-    assert (known["low"] <= known["value"] + slack).all()
-    assert (known["value"] <= known["high"] + slack).all()
+    ratio = known["metric"] == "loss_recovered_mean"  # its divisor, nats of the mean here, changes sign among resamples
+    assert (known["low"] <= known["high"]).all()
+    assert (known["low"] <= known["value"] + slack)[~ratio].all()
+    assert (known["value"] <= known["high"] + slack)[~ratio].all()
     assert table.loc[table["metric"].isin(["dead", "bits"]), ["low", "high"]].isna().all(axis=None)
     wide = known[(known["dictionary"] == "topk") & known["metric"].isin(["fvu", "dce", "kl"])]
     assert (wide["high"] > wide["low"]).all()
@@ -306,7 +308,7 @@ def test_intervals_are_of_documents_enough(
 
 def test_what_is_spliced_counts_its_own_documents(world, model: LanguageModel, packed: PackedText):
     sites, dictionaries, codecs, _, _ = world
-    order = permutation(len(packed.test), 0, "evaluation", 0).numpy()
+    order = torch.randperm(len(packed.test), generator=generator_of("evaluation", 0)).numpy()
     numbers = np.zeros(packed.test.documents.shape, np.int64)
     numbers[order] = np.arange(len(numbers))[:, None]  # a document a row
     sizes = {"tokens": 12 * 32, "splice_tokens": 3 * 32, "quantise": False}

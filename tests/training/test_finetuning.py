@@ -22,7 +22,7 @@ from rayscope.model.splicing import CleanPass
 from rayscope.stopping import Stopped
 from rayscope.streams.harvest import ActivationStream
 from rayscope.streams.positions import keep_first
-from rayscope.streams.seeding import permutation
+from rayscope.streams.seeding import generator_of
 from rayscope.text.packing import Rows
 from rayscope.training import finetuning
 from rayscope.training.checkpoint import remove_checkpoints
@@ -158,12 +158,12 @@ def test_the_weight_moves_the_balance(model, packed, tmp_path):
 
 def test_rows_come_from_the_end_of_the_order_of_training(packed):
     size = len(packed.train)
-    order = permutation(size, 3, "pass", 0).numpy()
+    order = torch.randperm(size, generator=generator_of("pass", 3, 0)).numpy()
     rows = LastRows(packed.train, tokens=2 * size * 32, rows_per_batch=7, seed=3)
     assert (rows[1].numpy() == packed.train.tokens[order[::-1][7:14]]).all()
     assert len(rows) == 2 * size // 7
     number, within = divmod(size, 7)  # the batch in which the next pass begins
-    again = permutation(size, 3, "pass", 1).numpy()[::-1]
+    again = torch.randperm(size, generator=generator_of("pass", 3, 1)).numpy()[::-1]
     assert (rows[number].numpy()[within:] == packed.train.tokens[again[: 7 - within]]).all()
     with pytest.raises(ValueError, match=r"finetuning.tokens=100 is less than one batch of 4 rows of 32"):
         LastRows(packed.train, tokens=100, rows_per_batch=4)

@@ -6,12 +6,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import torch
+
 from rayscope.baselines import SiteFit, fit_sites
 from rayscope.dictionaries import Dictionary
 from rayscope.evaluation.codecs import Codec, references
 from rayscope.evaluation.entry import Entry, label, role_of
 from rayscope.model.sites import Site
-from rayscope.streams.seeding import permutation
+from rayscope.streams.seeding import generator_of
 from rayscope.streams.source import Source
 from rayscope.streams.windows import read_rows
 
@@ -138,7 +140,7 @@ def reference_codecs(compared: Comparison, rows: int = 64) -> dict[Site, dict[st
     at position 0 and in the stream that baselines were fitted from.
     """
     source, sites, device = compared.source, compared.sites, compared.source.model.device
-    chosen = permutation(len(source.text.train), source.seed, "evaluation", 1).numpy()[:rows]
+    chosen = torch.randperm(len(source.text.train), generator=generator_of("position 0", source.seed)).numpy()[:rows]
     tokens_RC, _ = read_rows(source.text.train, chosen)
     x_RCD = source.model.activations(tokens_RC[:, :1], sites)  # position 0 sees no other position
     return {s: references(x_RCD[s.key][:, 0].mean(0), compared.fitted[s.key].mean_D.to(device)) for s in sites}

@@ -23,7 +23,7 @@ from rayscope.model import LanguageModel
 from rayscope.model.sites import Site
 from rayscope.model.splicing import CleanPass
 from rayscope.streams.positions import LATER, keep_first
-from rayscope.streams.seeding import permutation
+from rayscope.streams.seeding import generator_of
 from rayscope.streams.windows import Window, read_rows
 from rayscope.text import Rows
 
@@ -152,7 +152,8 @@ def with_references(entries: Sequence[Entry], references: Mapping[Site, Mapping[
 
 def rows_read(rows: Rows, tokens: int, seed: int) -> np.ndarray:
     """The rows of a split that are measured, in order; those for fewer tokens are the first of these."""
-    return permutation(len(rows), seed, "evaluation", 0).numpy()[: tokens // rows.tokens.shape[1]]
+    order_R = torch.randperm(len(rows), generator=generator_of("evaluation", seed))
+    return order_R.numpy()[: tokens // rows.tokens.shape[1]]
 
 
 def documents_predicted(rows: Rows, tokens: int, seed: int) -> int:

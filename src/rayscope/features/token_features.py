@@ -120,7 +120,7 @@ def _labellings(
     seen: Labels, new: Labels, tokens: Tokens, seed: int
 ) -> Iterator[tuple[dict[str, str], Tensor, Tensor]]:
     """({labels, predicate}, classes_N on validation, classes_N on test), real labels before shuffled ones."""
-    floor = seen.shuffled(seed * 1_000_003 + 1), new.shuffled(seed * 1_000_003 + 2)
+    floor = seen.shuffled(seed, "validation"), new.shuffled(seed, "test")
     for labels, (on_validation, on_test) in {"real": (seen, new), "shuffled": floor}.items():
         for predicate in PREDICATES:
             about = {"labels": labels, "predicate": predicate}

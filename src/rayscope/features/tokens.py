@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rayscope.streams.seeding import generator_of
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -32,9 +34,9 @@ class Labels:
     def __len__(self) -> int:
         return len(self.current_N)
 
-    def shuffled(self, seed: int) -> "Labels":
-        """The same labels at permuted positions: every count stays, every relation to the activations goes."""
-        order_N = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+    def shuffled(self, *key: str | int) -> "Labels":
+        """The same labels, permuted by the key: every count stays, every relation to the activations goes."""
+        order_N = torch.randperm(len(self), generator=generator_of("shuffled labels", *key))
         return Labels(self.current_N[order_N], self.previous_N[order_N], self.positions_N[order_N])
 
     def classes(self, predicate: str, tokens: Tokens) -> Tensor:

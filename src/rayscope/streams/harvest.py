@@ -12,7 +12,7 @@ from torch import Tensor
 from rayscope.model import LanguageModel
 from rayscope.model.sites import Site
 from rayscope.streams.positions import LATER, in_stream, stream_sizes
-from rayscope.streams.seeding import permutation
+from rayscope.streams.seeding import generator_of
 from rayscope.streams.stream import Batch, Stream
 from rayscope.text import Rows
 
@@ -98,7 +98,7 @@ class ActivationStream(Stream):
         size = self.batches_a_round * self.batch_size
         start, stop, pieces, skipped = number * size, (number + 1) * size, [], 0
         for pass_number in range(start // self.pass_size, (stop - 1) // self.pass_size + 1):
-            rows_R = permutation(len(self.rows), self.seed, "pass", pass_number).numpy()
+            rows_R = torch.randperm(len(self.rows), generator=generator_of("pass", self.seed, pass_number)).numpy()
             ends_R = self.sizes_R[rows_R].cumsum()
             first = max(start - pass_number * self.pass_size, 0)
             last = min(stop - pass_number * self.pass_size, self.pass_size) - 1
@@ -110,7 +110,8 @@ class ActivationStream(Stream):
         kept_N = np.flatnonzero(in_stream(self.rows.tokens[row_numbers], self.exclude)[:, LATER])[
             skipped : skipped + size
         ]
-        return row_numbers, torch.from_numpy(kept_N)[permutation(size, self.seed, "round", number)]
+        order_N = torch.randperm(size, generator=generator_of("round", self.seed, number))
+        return row_numbers, torch.from_numpy(kept_N)[order_N]
 
     def harvest(self, row_numbers: np.ndarray) -> Batch:
         """Activations at the rows' positions 1, 2, ..., in the order of the text."""

@@ -9,11 +9,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from rayscope.model import LanguageModel
 from rayscope.model.sites import Site
 from rayscope.streams.harvest import ActivationStream
 from rayscope.streams.positions import stream_sizes
-from rayscope.streams.seeding import permutation
+from rayscope.streams.seeding import generator_of
 from rayscope.streams.windows import Window, read_rows
 from rayscope.text import PackedText
 
@@ -69,7 +71,7 @@ class Source:
         """At least `tokens` tokens in whole rows of a split, `rows` rows at a time."""
         packed = self.text[split]
         count = min(len(packed), -(-tokens // self.text.context))
-        chosen = permutation(len(packed), self.seed, "evaluation", 0).numpy()[:count]
+        chosen = torch.randperm(len(packed), generator=generator_of("evaluation", self.seed)).numpy()[:count]
         for start in range(0, count, rows):
             tokens_RC, documents_RC = read_rows(packed, chosen[start : start + rows])
             activations = self.model.activations(tokens_RC, sites)

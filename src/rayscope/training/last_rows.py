@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rayscope.streams.seeding import permutation
+from rayscope.streams.seeding import generator_of
 from rayscope.text import Rows
 
 
@@ -35,6 +35,7 @@ class LastRows:
     def __getitem__(self, number: int) -> Tensor:
         places = np.arange(number * self.rows_per_batch, (number + 1) * self.rows_per_batch)
         passes, within = np.divmod(places, len(self.rows))
-        orders = {p: permutation(len(self.rows), self.seed, "pass", p).numpy()[::-1] for p in np.unique(passes)}
+        keys = {p: generator_of("pass", self.seed, p) for p in np.unique(passes)}
+        orders = {p: torch.randperm(len(self.rows), generator=key).numpy()[::-1] for p, key in keys.items()}
         chosen = np.array([orders[p][w] for p, w in zip(passes, within, strict=True)])
         return torch.from_numpy(self.rows.tokens[chosen].astype(np.int64))
