@@ -27,7 +27,7 @@ venv/bin/python -c '
 import sys, rayscope, rayscope.conf
 for module in (rayscope, rayscope.conf):
     assert module.__file__.startswith(sys.prefix), f"{module.__file__} is not the installed package"
-from rayscope.dictionaries import native
+from rayscope.dictionaries.sparse import native
 assert native.source()
 '
 echo "wheel-check: the installed package ran the demo"
