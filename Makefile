@@ -1,15 +1,19 @@
-# demo · test · check · lint · docs · faults · bench · wheel-check: each installs what it needs into .venv first.
+# demo · test · test-fast · check · lint · docs · faults · bench · wheel-check: each installs what it needs into .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test check lint docs faults bench wheel-check clean
+.PHONY: demo test test-fast check lint docs faults bench wheel-check clean
 
 demo: $(INSTALLED)
 	$(BIN)/rayscope demo
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+# Without the tests marked slow.
+test-fast: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not slow"
 
 check: lint docs test
 

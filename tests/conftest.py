@@ -2,6 +2,7 @@
 and a cache folder of the session's own.
 """
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory):
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("RAYSCOPE_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interrupted():
+    """Ctrl-C stops a command, as it does in a terminal: a shell starts what runs in the background without it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -77,6 +77,7 @@ def test_the_progress_bar_shows_no_escape_of_a_name():
     assert "\x1b]" not in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("environment", [{"LC_ALL": "C"}, {"PYTHONIOENCODING": "ascii"}, {"PYTHONUTF8": "1"}])
 def test_the_error_line_of_a_folder_with_a_hostile_name(tmp_path, environment):
     name = os.fsdecode(b"\x1b[2Jx\xe2\x80\xae\xff\nrayscope: done")

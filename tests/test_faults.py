@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.slow
 def test_nothing_is_lost_and_nothing_is_silent():
     done = subprocess.run(
         [sys.executable, Path(__file__).parent / "faults", "quick"], capture_output=True, text=True, check=False

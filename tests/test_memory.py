@@ -23,6 +23,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc" or not HUGE.is_file() or "[never]" in HUGE.read_text(),
     reason="for glibc, and a kernel that has huge pages",

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import pytest
 import torch
 
 from rayscope.dictionaries import load
@@ -10,6 +11,7 @@ from rayscope.dictionaries import load
 README = Path(__file__).parents[1] / "README.md"
 
 
+@pytest.mark.slow
 def test_example_runs(tmp_path, monkeypatch, capsys, one_thread):
     (example,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     assert len(example.strip().splitlines()) <= 20

@@ -16,6 +16,7 @@ GPT2 = Path(__file__).parents[2] / "shared/gpt2_tokenizer"  # not in the reposit
 TOKENIZER = "gpt2's" if GPT2.is_dir() else "toy"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokenizer", [TOKENIZER])
 def test_whole_line_on_gpt2_small(tmp_path, text_file, tiny_gpt2, tokenizer):
     folder = tmp_path / "gpt2"

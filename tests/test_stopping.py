@@ -90,6 +90,7 @@ def test_other_threads_change_nothing():
     assert handlers == [(before, None)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_command_stopped_while_it_packs_leaves_nothing(tiny_gpt2, text_file, tmp_path, monkeypatch, capsys, number):
     inner = packing.batches

@@ -193,6 +193,7 @@ def test_ica_does_not_need_the_svd_at_scikit_learns_end(monkeypatch):
     assert again.provenance == found.provenance
 
 
+@pytest.mark.slow
 def test_ksvd_finds_a_planted_dictionary():
     x_ND, W_LD = sparse_world(4000, 24, 16, 2, signed=True)
     found = ksvd(x_ND, 24, 2, seed=1, sweeps=30)
@@ -212,6 +213,7 @@ def test_a_sweep_of_ksvd_is_rank_one_least_squares_and_replaces_what_is_unused()
     torch.testing.assert_close(new_LD[2], F.normalize(X_SD[3], dim=0))  # what is left of it is the most
 
 
+@pytest.mark.slow
 def test_semi_nmf_never_raises_its_loss_and_finds_nonnegative_sums():
     generator = torch.Generator().manual_seed(3)
     Z_NL = torch.rand(1500, 5, generator=generator) * (torch.rand(1500, 5, generator=generator) < 0.4)
@@ -246,6 +248,7 @@ def test_nmf_finds_parts_and_leaves_negative_sites():
     assert nmf(x_ND - x_ND.mean(0), 6, 2) is None
 
 
+@pytest.mark.slow
 def test_kmeans_is_scikit_learns_on_separate_clusters_and_its_code_is_the_nearest_ray():
     centres_LD = torch.tensor([[10.0, 0.0], [-10.0, 2.0], [0.0, 10.0]])
     x_ND = centres_LD.repeat_interleave(200, 0) + 0.1 * randn(600, 2)

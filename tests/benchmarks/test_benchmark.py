@@ -250,6 +250,7 @@ def compose(*overrides: str):
         return hydra.compose("benchmark", [*overrides])
 
 
+@pytest.mark.slow
 def test_limits_and_sizes_are_of_parts_that_there_are():
     for choice in groups()["scale"]:
         config = compose(f"scale={choice}")
@@ -285,6 +286,7 @@ def toy(tmp_path, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_one_part_end_to_end(toy):
     found, said = toy("evaluation", "rounds=2")
     encode, measure = found["rows"]
@@ -298,6 +300,7 @@ def test_one_part_end_to_end(toy):
     assert said.startswith("evaluation: 1 threads, medians of 2 rounds\ncontender")
 
 
+@pytest.mark.slow
 def test_the_pipeline_is_timed_as_lightning_runs_it(toy):
     found, _ = toy("pipeline", "rounds=1")
     assert [row.get("error") for row in found["rows"]] == [None, None]
@@ -305,6 +308,7 @@ def test_the_pipeline_is_timed_as_lightning_runs_it(toy):
     assert 0 < check["value"] < 1  # model and step were both seen, and neither twice
 
 
+@pytest.mark.slow
 def test_quality_scores_what_was_trained(toy):
     found, _ = toy("quality", "scale.quality.steps=40", "scale.quality.rates.topk=[5e-3]")
     checks = {check["check"]: check["value"] for check in found["checks"]}
@@ -322,6 +326,7 @@ def test_bare_words_are_parts():
     assert parts_by_name(["rounds=3"]) == ["rounds=3"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

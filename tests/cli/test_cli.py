@@ -74,6 +74,7 @@ def wrong(capsys):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
@@ -120,6 +121,7 @@ def test_no_cuda(wrong, monkeypatch):
     assert wrong("sites", "device=cuda") == "device=cuda: no CUDA device here; use device=cpu"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "said"),
     [
@@ -138,6 +140,7 @@ def test_bad_input_leaves_nothing_behind(wrong, small, tmp_path, more, said):
     assert not (tmp_path / "deep").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "said"),
     [
@@ -162,6 +165,7 @@ def test_a_run_that_never_began_does_not_stand_in_the_way_of_the_right_one(wrong
     assert list((tmp_path / "run").iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "content", "more", "said"),
     [
@@ -225,6 +229,7 @@ def full(*parts):
     return lambda path, mode="r", *args, **kwargs: disk(path, mode, *args, **kwargs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", ["train.tokens", "config.yaml", "environment.json"])
 def test_no_disk_space_before_anything_is_made(wrong, small, tmp_path, monkeypatch, parts):
     monkeypatch.setattr(Path, "open", full(parts))
@@ -235,6 +240,7 @@ def test_no_disk_space_before_anything_is_made(wrong, small, tmp_path, monkeypat
     assert list((tmp_path / "cache").rglob("*.tokens")) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", ["checkpoint", "weights.safetensors", "training.csv", "trained.json"])
 def test_no_disk_space_while_it_trains(wrong, small, trained, tmp_path, monkeypatch, capsys, parts):
     command = ["train", *small, "threads=1", "training.checkpoint_steps=5", f"out={tmp_path / 'run'}"]
@@ -261,6 +267,7 @@ def copy(trained, tmp_path) -> Path:
     return shutil.copytree(trained, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_no_disk_space_for_a_table(wrong, source, copy, monkeypatch):
     monkeypatch.setattr(Path, "open", full("evaluation.csv"))
     before = {path.name for path in copy.iterdir()}
@@ -288,6 +295,7 @@ def test_the_model_that_ships(capsys):
     assert "blocks.3.mlp.hook_post\t1024" in lines
 
 
+@pytest.mark.slow
 def test_what_a_run_records(trained, small):
     config = yaml.safe_load((trained / "config.yaml").read_text())
     assert (config["tokens"], config["k"], config["threads"]) == (1280, 4, 1)
@@ -310,6 +318,7 @@ def topk(folder: Path) -> torch.Tensor:
     return load(folder / "dictionaries" / "blocks_1_hook_resid_post" / "topk").directions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "option", ["tokens=640", "seed=1", "precision=bf16", "stream.batch_size=32"], ids=lambda o: o.split("=")[0]
 )
@@ -326,6 +335,7 @@ def test_options_act(trained, small, tmp_path, option):
         assert (topk(out) - topk(trained)).abs().max() < 0.1  # the same run, a little rougher
 
 
+@pytest.mark.slow
 def test_a_finished_run_says_so_and_overwrite_redoes_it(small, copy, capsys, wrong):
     before = copy / "finished.json"
     stamp = before.stat().st_mtime_ns
@@ -345,6 +355,7 @@ def test_a_finished_run_says_so_and_overwrite_redoes_it(small, copy, capsys, wro
     assert [place.name for place in sorted((copy / "dictionaries").glob("*/*"))] == ["topk", "topk"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "said"),
     [
@@ -363,6 +374,7 @@ def test_bad_input_with_overwrite_leaves_the_finished_run_as_it_was(wrong, small
     assert "this train is finished already" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_dictionary_that_is_gone_is_said_and_not_made_up(wrong, small, copy):
     place = copy / "dictionaries" / "blocks_1_hook_resid_post" / "topk"
     shutil.rmtree(place)
@@ -373,6 +385,7 @@ def test_a_dictionary_that_is_gone_is_said_and_not_made_up(wrong, small, copy):
     assert said.endswith("overwrite=true or another out=")
 
 
+@pytest.mark.slow
 def test_a_folder_with_outputs_of_another_run_is_refused(wrong, small, copy):
     (copy / "config.yaml").unlink()
     for overwrite in ("false", "true"):
@@ -380,6 +393,7 @@ def test_a_folder_with_outputs_of_another_run_is_refused(wrong, small, copy):
         assert "holds finished.json, but no rayscope train that wrote it" in said
 
 
+@pytest.mark.slow
 def test_evaluate_features_and_report(source, copy, capsys):
     main(["evaluate", *source, *SMALL, "latents=64", f"out={copy}"])
     assert "Do rays beat" in capsys.readouterr().out
@@ -408,6 +422,7 @@ def test_evaluate_features_and_report(source, copy, capsys):
     )
 
 
+@pytest.mark.slow
 def test_evaluate_a_dictionary_saved_by_hand(source, tmp_path, wrong):
     dictionary = TopK(32, 64, 4, seed=1)
     dictionary.save(tmp_path / "mine", provenance={"site": HOOKS[0]})
@@ -428,6 +443,7 @@ def test_evaluate_a_dictionary_saved_by_hand(source, tmp_path, wrong):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_multirun(small, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     short = ["dictionaries=[topk]", "tokens=640"]
@@ -437,6 +453,7 @@ def test_multirun(small, tmp_path, monkeypatch):
         assert yaml.safe_load((tmp_path / f"seed_{seed}" / "config.yaml").read_text())["seed"] == seed
 
 
+@pytest.mark.slow
 def test_hydra_flags(capsys):
     main(["train", "k=5", "--cfg", "job"])
     assert yaml.safe_load(capsys.readouterr().out)["k"] == 5
@@ -476,6 +493,7 @@ def test_shell_completion_installs(capsys):
     assert capsys.readouterr().out.rstrip().endswith("-F hydra_bash_completion rayscope")
 
 
+@pytest.mark.slow
 def test_demo_end_to_end_in_a_process(source, tmp_path):
     out = tmp_path / "demo"
     done = subprocess.run(

@@ -50,6 +50,7 @@ def test_the_pages_and_the_help_name_every_command(capsys):
     assert capsys.readouterr().out.startswith(f"rayscope {'|'.join(COMMANDS)} [key=value ...]\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_composes_with_each_choice_of_its_groups(command):
     seen, has = 0, groups_of(command)
@@ -78,6 +79,7 @@ def test_dictionaries_are_made(choice, width, model):
         assert set(entry) - {"_target_", "_partial_"} <= set(dictionary.arguments())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", groups()["baselines"])
 def test_baselines_are_made(choice, model, packed):
     config = compose("evaluate", (f"baselines={choice}", "latents=40", "baselines.fit_tokens=512"))
@@ -125,6 +127,7 @@ def test_models_are_made(choice, tiny_gpt2):
     assert (model.context, model.d_model) == (16, 32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", groups()["sites"])
 def test_sites_are_found(choice, model):
     found = resolve(compose("train", (f"sites={choice}",)).sites.patterns, model)

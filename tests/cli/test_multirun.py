@@ -32,6 +32,7 @@ def sweep(tiny_gpt2, text_file, tmp_path, monkeypatch):
     assert list(here.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["basic", "joblib"])
 def test_the_other_jobs_run_and_the_failed_ones_are_named(sweep, tmp_path, launcher, capfd):
     if launcher == "joblib":
@@ -47,6 +48,7 @@ def test_the_other_jobs_run_and_the_failed_ones_are_named(sweep, tmp_path, launc
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -70,6 +72,7 @@ def test_jobs_that_differ_beyond_what_is_shown_are_jobs_of_their_own():
     assert names_of([["k=2", "seed=0"], ["k=3", "seed=0"]]) == ["k=2", "k=3"]
 
 
+@pytest.mark.slow
 def test_a_stop_names_what_is_left(sweep, tmp_path):
     command = latest(*sweep, "tokens=200_000", "k=2,3,4", f"out={tmp_path}/k_${{k}}")
     process = subprocess.Popen(

@@ -44,6 +44,7 @@ def composed() -> list[tuple[str, str, DictConfig]]:
     return found
 
 
+@pytest.mark.slow
 def test_every_key_is_declared_and_its_default_is_of_its_type(composed):
     seen: set[str] = set()
     for command, choice, config in composed:
@@ -101,6 +102,7 @@ NESTED = st.recursive(
 KEYS = [name.replace("*", "mine") for name, of in OPTIONS.items() if not isinstance(of, Anything)]
 
 
+@pytest.mark.slow
 @settings(max_examples=120, deadline=None, derandomize=True)
 @given(st.sampled_from(KEYS), NESTED)
 def test_any_value_of_any_option_is_read_or_refused_in_one_line(key, value):

@@ -62,6 +62,7 @@ def test_lists_of_text_and_numbers_in_other_spellings():
     assert meant("out=runs/lr=${k}") == "runs/lr=${k}"
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1, max_size=12))
 @example("'a'b'")
@@ -169,6 +170,7 @@ def test_the_pages_have_command_lines():
     assert len(lines()) >= 15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
 def test_command_lines_of_the_pages_compose(shell, tmp_path, monkeypatch, capsys):
     """Each line goes through the shell to a stand-in; the arguments that arrive must compose and be of their types."""

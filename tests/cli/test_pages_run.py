@@ -23,6 +23,7 @@ SIZES = {
 }
 
 
+@pytest.mark.slow
 def test_the_lines_run(tiny_gpt2, text_file, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()

@@ -105,6 +105,7 @@ TYPES = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(st.sampled_from(TYPES), NESTED)
 def test_anything_is_read_as_the_same_value_twice_or_refused(type, value):

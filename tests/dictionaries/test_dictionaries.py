@@ -237,6 +237,7 @@ def test_gradients_equal_dense_autograd(cls, dead):
         assert (grad.to_dense().reshape(40, -1) != 0).any(1).equal(reached_L)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", BY_K)
 def test_losses_pass_gradcheck(cls):
     x_ND = sample(6, 4).double()
@@ -446,6 +447,7 @@ def test_omp_stops_where_nothing_is_left():
     assert z_NL[2].nonzero().tolist() == [[5]]
 
 
+@pytest.mark.slow
 def test_topk_recovers_a_planted_world_and_pca_does_not():
     D, features = 32, 64
     directions_FD, x_ND = planted_world(D, features, active=2, N=200_000, seed=0)  # L0 = d / 16
@@ -462,6 +464,7 @@ def test_topk_recovers_a_planted_world_and_pca_does_not():
     assert (directions_FD @ torch.cat([principal_LD, -principal_LD]).T).max(1).values.mean() < 0.7
 
 
+@pytest.mark.slow
 def test_importing_the_dictionaries_needs_torch_and_safetensors_alone():
     code = (
         "import sys, rayscope.dictionaries as d\n"

@@ -63,6 +63,7 @@ def ends(dictionary, latents):
     return torch.cat([found_LD, -found_LD]) if dictionary.signed else found_LD
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", [MatryoshkaTopK, MatryoshkaAbsTopK, MatryoshkaBatchTopK])
 def test_the_inner_group_holds_the_frequent_features(cls):
     D, features, frequent, inner = 32, 48, 8, 12
@@ -145,6 +146,7 @@ def test_pairs_stay_tied_and_a_file_holds_one_row_of_each(tmp_path):
         TiedTopK(16, 41, 4)
 
 
+@pytest.mark.slow
 def test_tied_rays_recover_lines():
     planted_FD = F.normalize(randn(24, 32, seed=2))
     sign_NF = torch.randn(60_000, 24, generator=torch.Generator().manual_seed(5)).sign()
@@ -155,6 +157,7 @@ def test_tied_rays_recover_lines():
     assert recovered(-planted_FD, tied.directions) > 0.9  # both ends, as rays
 
 
+@pytest.mark.slow
 def test_a_bottleneck_takes_what_is_dense_and_leaves_the_rays_what_is_sparse():
     D, features, rank = 32, 40, 4
     planted_FD = F.normalize(randn(features, D, seed=3))
@@ -188,6 +191,7 @@ def test_bottleneck_counts_its_dense_latents_apart():
             BottleneckTopK(16, 40, **arguments)
 
 
+@pytest.mark.slow
 def test_a_token_bias_is_the_tokens_means_and_leaves_the_rays_the_rest():
     D, features, V, N = 32, 40, 50, 60_000
     planted_FD = F.normalize(randn(features, D, seed=6))

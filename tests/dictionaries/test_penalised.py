@@ -161,6 +161,7 @@ def test_a_given_coefficient_is_risen_to_and_then_stays():
     assert found == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.5])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_lands_on_k_and_recovers_a_planted_world(case):
     cls, arguments = CASES[case]

@@ -129,6 +129,7 @@ def test_choice_in_bfloat16_is_nearly_the_exact_one(monkeypatch):
     assert fast_sum > 0.999 * exact_sum
 
 
+@pytest.mark.slow
 def test_a_broken_library_in_the_cache_is_built_anew(tmp_path, monkeypatch):
     if native.library() is None:
         pytest.skip("no C compiler here")
@@ -142,6 +143,7 @@ def test_a_broken_library_in_the_cache_is_built_anew(tmp_path, monkeypatch):
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("environment", [{"RAYSCOPE_NATIVE": "0"}, {"CC": "no-such-compiler"}, {"CC": "false"}])
 def test_without_a_compiler_pytorch_does_it(environment, tmp_path):
     code = (

@@ -122,6 +122,7 @@ def test_training_resumes_bitwise(kind):
     assert all(value.equal(resumed.state_dict()[name]) for name, value in whole.state_dict().items())
 
 
+@pytest.mark.slow
 def test_weak_rays_beside_strong_directions_are_found_where_input_is_whitened():
     """24 rays in 12 dimensions, and 4 dense directions beside them that hold 98% of the variance."""
     rays_FD = F.pad(F.normalize(randn(24, 12, seed=5)), (0, 4))

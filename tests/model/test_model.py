@@ -93,6 +93,7 @@ def test_the_pass_ends_at_the_last_site_needed(model: LanguageModel):
     assert calls == [0]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # transformer-lens's own
 def test_the_bridge_has_the_same_activations(model: LanguageModel):
     tokens_RC = some_tokens(model)

@@ -257,6 +257,7 @@ def page_text(tmp_path_factory) -> str:
     return build(make_run(tmp_path_factory.mktemp("report") / "demo run")).read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_hostile_text_shows_as_text(page_text):
     page = Page(page_text)
     assert not [tag for tag, _ in page.tags if tag in ("script", "b", "iframe", "object", "link", "svg")]
@@ -274,6 +275,7 @@ def test_hostile_text_shows_as_text(page_text):
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufeff]", page_text)
 
 
+@pytest.mark.slow
 def test_nothing_is_fetched(page_text):
     page = Page(page_text)
     links = [
@@ -313,16 +315,19 @@ def test_what_was_run_and_seeds_are_said(page_text):
     assert page_text.count("<img ") == 8
 
 
+@pytest.mark.slow
 def test_same_input_same_bytes(tmp_path, page_text):
     assert build(make_run(tmp_path / "demo run")).read_text(encoding="utf-8") == page_text
 
 
+@pytest.mark.slow
 def test_a_resume_writes_its_records_in_another_order_and_the_page_is_the_same(tmp_path, page_text):
     path = make_run(run := tmp_path / "demo run") / "environment.json"
     path.write_text(json.dumps(dict(reversed(json.loads(path.read_text()).items()))))
     assert build(run).read_text(encoding="utf-8") == page_text
 
 
+@pytest.mark.slow
 def test_missing_files_are_named_with_their_commands(tmp_path):
     (tmp_path / "config.yaml").write_text("seed: 0\n")
     text = "".join(Page(build(tmp_path).read_text(encoding="utf-8")).text)
@@ -593,6 +598,7 @@ def test_figures_take_any_name_and_warn_of_nothing():
     assert label(name) == "$\\frac{\\u202e\\u6f22\\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["before there was a column", "none", "all", "some"])
 def test_the_report_says_whether_values_were_on_the_bits_that_are_counted(tmp_path: Path, how: str):
     evaluation = evaluation_table()

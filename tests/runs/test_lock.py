@@ -26,6 +26,7 @@ with start(Path(sys.argv[2]), 1):
 """
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused_and_told_who_works_there_until_that_is_killed(tmp_path, refused):
     folder = tmp_path / "run"
     process = subprocess.Popen(

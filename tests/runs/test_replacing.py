@@ -233,6 +233,7 @@ class Disk:
         return act
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fails", [False, True], ids=["replaced", "put back"])
 def test_a_kill_between_any_two_changes_loses_nothing(old, tmp_path, monkeypatch, fails):
     make(old, 5, command="evaluate")
@@ -281,6 +282,7 @@ def after_a_kill(folder: Path, before: dict[str, bytes]) -> str:
     return found
 
 
+@pytest.mark.slow
 @given(
     st.binary(max_size=60)
     | st.recursive(st.none() | st.integers() | st.text(max_size=5), st.lists).map(lambda x: json.dumps(x).encode())

@@ -63,6 +63,7 @@ def fvu(folder: Path) -> float:
     return table.query("metric == 'fvu'")["value"].item()
 
 
+@pytest.mark.slow
 def test_the_readmes_line_measures_what_was_trained(copy, tmp_path, capsys):
     main(["evaluate", *SMALL, f"out={copy}"])
     assert said(capsys) == []
@@ -75,6 +76,7 @@ def test_the_readmes_line_measures_what_was_trained(copy, tmp_path, capsys):
     assert fvu(tmp_path / "again") == fvu(copy)
 
 
+@pytest.mark.slow
 def test_what_is_given_wins_and_is_said(copy, tmp_path, capsys):
     other = tmp_path / "other.txt"
     other.write_text(
@@ -110,6 +112,7 @@ def test_a_folder_of_dictionaries_belongs_to_the_run_above_it(copy, tmp_path, ca
     assert run_settings(linked) == settings(copy / "config.yaml")
 
 
+@pytest.mark.slow
 def test_features_and_the_kl_stage_take_them_too(copy, tmp_path, capsys):
     few = [
         "features.tokens=256",
@@ -126,6 +129,7 @@ def test_features_and_the_kl_stage_take_them_too(copy, tmp_path, capsys):
     assert all("trained" not in line or "token features" in line or "fine-tuned" in line for line in said(capsys))
 
 
+@pytest.mark.slow
 def test_dictionaries_without_a_run_are_measured_as_asked_and_say_how_they_were_trained(
     run, tiny_gpt2, text_file, tmp_path, capsys
 ):
@@ -192,6 +196,7 @@ def test_a_folder_next_to_a_run_is_not_in_it(copy, tmp_path, monkeypatch):
     assert run_settings(Path("other/../copy"))["seed"] == 3
 
 
+@pytest.mark.slow
 def test_a_run_without_all_of_its_dictionaries_is_not_measured(copy, tmp_path, capsys):
     (place,) = (copy / "dictionaries").glob("*/topk")
     shutil.copytree(place, place.with_name("other"))
@@ -219,6 +224,7 @@ def test_a_dictionary_whose_k_was_changed_is_not_measured(copy, capsys):
     refused(copy, f"{path} is not what training wrote there; put it back", capsys, path)
 
 
+@pytest.mark.slow
 def test_what_was_measured_on_other_dictionaries_is_not_finished(copy, capsys):
     command = ["evaluate", *SMALL, f"out={copy}"]
     main(command)
@@ -236,6 +242,7 @@ def test_what_was_measured_on_other_dictionaries_is_not_finished(copy, capsys):
     assert (copy / "evaluation.csv").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_links_that_lead_in_a_circle(tmp_path, capsys):
     (tmp_path / "loop").symlink_to("loop")
     loop = tmp_path / "loop"

@@ -107,6 +107,7 @@ def test_a_batch_depends_on_world_split_and_number_alone():
     assert not torch.equal(World(60, 16, 4.0, **(ASKED | {"seed": 5})).rays_FD, world.rays_FD)
 
 
+@pytest.mark.slow
 def test_topk_recovers_the_rays_and_pca_does_not(tmp_path):
     world = World(48, 24, 2.0, firing="uniform", seed=1)
     stream = world.stream("train", 512 * 300, 512)

@@ -109,6 +109,7 @@ def test_a_study_observes_what_is_predicted(model, packed, tmp_path):
     assert second == "  pass: x is 3 [x]: observed 3, asked >= 3"
 
 
+@pytest.mark.slow
 def test_a_study_without_sites_or_seeds_is_refused(model, packed, source, tmp_path, capsys):
     known, sites = Source(model, packed), tuple(resolve("blocks.1.hook_resid_post", model))
     with pytest.raises(ValueError, match=r"^seeds=\[\]: give at least one, such as \[0, 1, 2\]$"):
@@ -124,6 +125,7 @@ def test_a_study_without_sites_or_seeds_is_refused(model, packed, source, tmp_pa
         assert capsys.readouterr().err.strip().endswith(said)
 
 
+@pytest.mark.slow
 def test_metric_sanity(source, tmp_path):
     sizes = ["study.sizes.demo.tokens=512", "study.sizes.demo.splice_rows=2"]
     table, verdict = run("metric_sanity", *source, *sizes, out=tmp_path / "a")
@@ -139,6 +141,7 @@ def test_metric_sanity(source, tmp_path):
     assert (biased[biased["metric"] == "ev"]["observed"] - 0.5).abs().max() < 1e-6
 
 
+@pytest.mark.slow
 def test_the_verdict_is_shown_again(source, tmp_path, capsys):
     sizes = ["study.sizes.demo.tokens=320", "study.sizes.demo.splice_rows=1", *SITE]
     table, _ = run("metric_sanity", *source, *sizes, out=tmp_path)
@@ -221,6 +224,7 @@ def test_studies_that_are_not_there_are_named(tmp_path, capsys):
     assert said.startswith(f"rayscope: studies={missing}: no such folder; ")
 
 
+@pytest.mark.slow
 def test_the_report_shows_studies(source, tmp_path):
     run("metric_sanity", *source, "study.sizes.demo.tokens=512", "study.sizes.demo.splice_rows=2", out=tmp_path / "s/a")
     main(["report", f"out={tmp_path / 's/a'}", f"studies={tmp_path / 's'}"])
@@ -236,6 +240,7 @@ SURROGATE = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_surrogate(source, tmp_path):
     table, verdict = run("surrogate", *source, *SURROGATE, out=tmp_path / "a")
     again, _ = run("surrogate", *source, *SURROGATE, out=tmp_path / "b")
@@ -289,6 +294,7 @@ def test_shares_of_a_gain():
     assert (found.value, found.low, found.high) == pytest.approx((0.2, 0.2, 1000))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -326,6 +332,7 @@ HELD_OUT = {  # by study, the options that say how much held-out text an interva
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("study", "name"), [(study, name) for study, names in HELD_OUT.items() for name in names])
 def test_too_few_documents_are_refused_before_anything_is_trained(source, tmp_path, capsys, study, name):
     batch = ["study.sizes.demo.batch_size=64"] * (study == "reproducible_directions")  # its own

@@ -58,6 +58,7 @@ def found(options, tmp_path_factory) -> tuple[Path, pd.DataFrame, dict]:
     return folder, *run(*options, out=folder)
 
 
+@pytest.mark.slow
 def test_what_fits_on_a_device_changes_nothing(found, options, tmp_path, monkeypatch):
     folder, table, _ = found
     measured: list[int] = []
@@ -75,6 +76,7 @@ def test_what_fits_on_a_device_changes_nothing(found, options, tmp_path, monkeyp
     pd.testing.assert_frame_equal(table, again)
 
 
+@pytest.mark.slow
 def test_position0_is_left_out_and_is_there(found):
     _, both, _ = found
     fvu = both.set_index(["method", "position0"])["fvu"]
@@ -84,6 +86,7 @@ def test_position0_is_left_out_and_is_there(found):
     assert set(both.loc[both["gap_omp"].notna(), "position0"]) == {"excluded"}
 
 
+@pytest.mark.slow
 def test_every_method_is_there_with_every_seed(found):
     _, table, _ = found
     coded = table[(table["position0"] == "excluded") & table["bits"].notna()]

@@ -72,6 +72,7 @@ def test_a_share_is_resampled_by_documents():
     assert polarity.bipolar_share().item() == 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_bipolar_share_of_a_trained_dictionary_is_what_is_planted(share, tmp_path):
     """More features than latents, frequencies as in text, latents that die and latents that fill up the k."""
@@ -214,6 +215,7 @@ def ran(asked, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_study(asked, ran, tmp_path):
     main([*asked, f"out={tmp_path}"])
     table, again = (pd.read_csv(folder / "table.csv") for folder in (ran, tmp_path))
@@ -246,6 +248,7 @@ def test_the_study(asked, ran, tmp_path):
     assert bits["F_rays_2m_and_dense", 4] == pytest.approx(code_length.bits(35, 4, False, dense=3), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_null_is_trained_and_measured_on_flipped_streams(ran, model, packed, tmp_path):
     """Bit by bit what is trained here on the same stream flipped, and the numbers are those of flipped test vectors."""
     table = pd.read_csv(ran / "table.csv").query("stream == 'sign_flip'")

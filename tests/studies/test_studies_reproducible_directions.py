@@ -180,6 +180,7 @@ def test_a_null_beside_nothing_real_is_no_number():
     assert ratio(torch.tensor([1.0, 0]), torch.tensor([4.0, 0]))[1].tolist() == [1]
 
 
+@pytest.mark.slow
 def test_planted_rays_are_found_again_and_a_gaussians_are_not(tmp_path):
     world = World(32, 24, 1.5, firing="uniform", seed=1)
     real = [world.stream(f"half {half}", 256 * 150, 256) for half in "AB"]
@@ -223,6 +224,7 @@ def run(*arguments: str, out: Path) -> tuple[pd.DataFrame, dict]:
     return pd.read_csv(out / "table.csv"), json.loads((out / "verdict.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_study(tiny_gpt2, text_file, tmp_path):
     sizes = "seeds:[0,1],widths:[32,64],k:4,lr:0.01,tokens:3200,means_tokens:1024,test_tokens:1024"
     options = [

@@ -68,6 +68,7 @@ def test_the_newest_is_read_and_the_one_before_is_kept(two):
     assert not two.exists()
 
 
+@pytest.mark.slow
 @given(data=st.data())
 @settings(max_examples=150, deadline=None, derandomize=True)
 def test_any_damage_is_refused_or_recovered_from(data, tmp_path_factory):

@@ -92,6 +92,7 @@ def rows_of(packed, batches: int, seed: int = 0) -> LastRows:
     return LastRows(packed.train, tokens=batches * 8 * 32 + 5, rows_per_batch=8, seed=seed)
 
 
+@pytest.mark.slow
 def test_kl_falls_and_each_dictionary_is_tuned_as_if_alone(model, packed, tmp_path):
     site, made = poor(model, packed)
     alone = copy.deepcopy(made["topk"])
@@ -120,6 +121,7 @@ def test_kl_falls_and_each_dictionary_is_tuned_as_if_alone(model, packed, tmp_pa
         assert torch.equal(mine, beside)
 
 
+@pytest.mark.slow
 def test_dce_falls_on_held_out_rows(tmp_path, one_thread):
     """Of the model that ships, on text of which it knows something: that of a random one may fall or rise by chance."""
     model = load_model("tiny")
@@ -144,6 +146,7 @@ def test_dce_falls_on_held_out_rows(tmp_path, one_thread):
     assert dce() < 0.7 * before
 
 
+@pytest.mark.slow
 def test_the_weight_moves_the_balance(model, packed, tmp_path):
     """More weight on KL: less KL at the end, and not less reconstruction error."""
     found = {}
@@ -190,6 +193,7 @@ def weights(out: Path) -> dict[str, bytes]:
     return {name: (path / "weights.safetensors").read_bytes() for name, path in find(out).items()}
 
 
+@pytest.mark.slow
 def test_the_command_and_a_stopped_run(command, tmp_path, monkeypatch, capsys, one_thread):
     main([*command, f"out={tmp_path / 'whole'}"])
     given = Path(next(arg for arg in command if arg.startswith("finetuning.folder")).partition("=")[2])
@@ -233,6 +237,7 @@ def test_the_command_and_a_stopped_run(command, tmp_path, monkeypatch, capsys, o
     assert (out / "training.csv").read_text() == (tmp_path / "whole/training.csv").read_text()
 
 
+@pytest.mark.slow
 def test_a_stop_saves_and_the_same_command_resumes_there(command, tmp_path, monkeypatch, capsys, one_thread):
     main([*command, f"out={tmp_path / 'whole'}"])
     out, step, seen, inner = tmp_path / "stopped", 5, [], finetuning.Tuner.step
@@ -259,6 +264,7 @@ def test_a_stop_saves_and_the_same_command_resumes_there(command, tmp_path, monk
     assert not list(out.glob("checkpoint*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stopped_at", [None, 6])
 def test_one_that_diverges_is_left_out(model, packed, tmp_path, stopped_at, monkeypatch, one_thread):
     """The other is as without it, resumed too, and the log's cells of the one are blank."""
@@ -291,6 +297,7 @@ def test_one_that_diverges_is_left_out(model, packed, tmp_path, stopped_at, monk
     assert log[f"train/kl/{HOOK}/batchtopk"].notna().all()
 
 
+@pytest.mark.slow
 def test_the_command_names_the_one_that_diverged(command, tmp_path, capsys, one_thread):
     for _ in range(2):  # and again, without training
         with pytest.raises(SystemExit) as stopped:
@@ -314,6 +321,7 @@ def test_a_checkpoint_begun_from_other_dictionaries_is_refused(model, packed, tm
         finetune(model, rows_of(packed, 2), {site: made}, tmp_path, weight=2.0)
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_one_line(command, tmp_path, capsys):
     folder = next(arg for arg in command if arg.startswith("finetuning.folder"))
     cases = {

@@ -92,6 +92,7 @@ def killed(command: list[str], out: Path, step: int) -> None:
         process.stdout.close()
 
 
+@pytest.mark.slow
 def test_kill_and_resume_equals_the_uninterrupted_run(command, whole, tmp_path, capsys):
     assert len(results(whole)) == 2 * len(NAMES) * (1 + 4) + 1
     rows = results(whole)["log"].splitlines()
@@ -113,6 +114,7 @@ def test_kill_and_resume_equals_the_uninterrupted_run(command, whole, tmp_path, 
     assert {path.name for path in out.iterdir()} == {path.name for path in whole.iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [2, STEPS - 1], ids=["before any checkpoint", "in the last step"])
 def test_stopped_elsewhere(command, whole, tmp_path, monkeypatch, step):
     """In-process: the same at the ends, where there is nothing to resume from, and where nothing is left to train."""
@@ -180,6 +182,7 @@ def signalled(monkeypatch, step: int, number: int) -> None:
     monkeypatch.setattr(DictionaryTrainer, "training_step", training_step)
 
 
+@pytest.mark.slow
 def test_stops_and_resumes_equal_the_uninterrupted_run(short, whole_short, tmp_path, monkeypatch, capsys):
     """A stop ends its step and saves: nothing is trained twice, and a step may be stopped again and again."""
     out, steps = tmp_path / "stopped", sorted(random.Random(os.getpid()).sample(range(20), 3))
@@ -217,6 +220,7 @@ def test_a_run_of_which_one_diverged_says_so_each_time(short, whole_short, capsy
     assert results(whole_short) == before
 
 
+@pytest.mark.slow
 def test_snapshots_are_dictionaries_like_any_other(short, whole_short, tmp_path, capsys):
     """They say their site, model and text, so they are evaluated and tuned; what a kill left among them is not read."""
     hidden = whole_short / "snapshots" / "64" / "blocks_1_hook_resid_post" / f".topk-0a1b2c3d{PARTIAL}"
@@ -251,6 +255,7 @@ def test_snapshots_are_dictionaries_like_any_other(short, whole_short, tmp_path,
     assert tuned.provenance["tokens"] == 448 + 256
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", ["cut", "flipped", "gone", "both"])
 def test_a_damaged_checkpoint_is_never_used(short, whole_short, tmp_path, monkeypatch, capsys, harm):
     out = tmp_path / "harmed"
@@ -282,6 +287,7 @@ def test_a_damaged_checkpoint_is_never_used(short, whole_short, tmp_path, monkey
     assert results(out) == results(whole_short)
 
 
+@pytest.mark.slow
 def test_the_checkpoint_of_another_run_is_refused(short, tmp_path, monkeypatch, capsys):
     signalled(monkeypatch, 5, signal.SIGTERM)
     for name, extra in {"one": [], "other": ["k=3"], "order": ["seed=1", "dictionaries.topk.seed=0"]}.items():
@@ -298,6 +304,7 @@ def test_the_checkpoint_of_another_run_is_refused(short, tmp_path, monkeypatch, 
         assert (tmp_path / name / "checkpoint.ckpt").read_bytes() == own
 
 
+@pytest.mark.slow
 def test_another_number_of_threads_is_said(command, tmp_path, monkeypatch, capsys):
     from rayscope.training import train as training
 
@@ -316,6 +323,7 @@ def test_another_number_of_threads_is_said(command, tmp_path, monkeypatch, capsy
     assert "begun with threads 7, going on with 1: not bitwise the same" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_resume_on_another_text_or_model_is_refused(tiny_gpt2, text_file, tmp_path, monkeypatch, capsys):
     """The paths are the same; what lies there has changed since the run began, and later is as it was."""
     from rayscope.training import train as training

@@ -86,6 +86,7 @@ def together(model, packed, tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("hook", "name"),
     [(h, n) for h in (RESID, MLP) for n in ("topk", "abstopk", "batchtopk")] + [(MLP, name) for name in OTHERS],
@@ -97,6 +98,7 @@ def test_alone_equals_together_bitwise(model, packed, together, tmp_path, hook, 
         assert torch.equal(one, other), key
 
 
+@pytest.mark.slow
 def test_a_token_bias_is_learned_at_the_stream_s_tokens(model, packed, together):
     (site,) = resolve(MLP, model)
     stream = ActivationStream(model, packed.train, [site], tokens=STEPS * BATCH, batch_size=BATCH, round_tokens=512)
@@ -108,6 +110,7 @@ def test_a_token_bias_is_learned_at_the_stream_s_tokens(model, packed, together)
     assert learned.B_VD.any(1).equal(counts_V > 0)
 
 
+@pytest.mark.slow
 def test_the_order_does_not_matter(model, packed, together, tmp_path):
     turned = run(model, packed, tmp_path, {MLP: ["topk", "batchtopk"], RESID: ["batchtopk", "topk"]})
     for hook, named in turned.items():
@@ -326,6 +329,7 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_one_that_diverges_is_left_out_and_the_others_are_as_without_it(model, packed, together, tmp_path, capsys):
     wanted = {MLP: ["topk", "abstopk", "batchtopk"]}
     found = run(model, packed, tmp_path, wanted, rates={"topk": 1e30}, snapshots=5)[MLP]
@@ -349,6 +353,7 @@ def test_one_that_diverges_is_left_out_and_the_others_are_as_without_it(model, p
     assert not any((tmp_path / "snapshots").glob("2560/*/topk"))
 
 
+@pytest.mark.slow
 def test_weights_that_no_loss_shows_are_seen_before_anything_is_saved(model, packed, tmp_path, monkeypatch):
     """A row that no vector uses."""
     inner = DictionaryTrainer.optimizer_step
@@ -407,6 +412,7 @@ LAUNCHERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_launcher_s_variables_change_nothing(model, packed, together, tmp_path, monkeypatch, launcher):
     """Nor does what lightning would take for a checkpoint of its own under Slurm."""

@@ -111,6 +111,7 @@ def train(common: list[str], *more: str) -> None:
     main(latest("train", *common, *options, "training.log_every=5", "training.checkpoint_steps=8", *more))
 
 
+@pytest.mark.slow
 def test_one_run_for_training_its_resumption_and_evaluation(one_thread, common, tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
     given = [*common, "logger.offline=true", f"out={out}"]
@@ -180,6 +181,7 @@ def test_one_run_for_training_its_resumption_and_evaluation(one_thread, common, 
 KEY = "0123456789abcdef" * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("environment", "given", "said"),
     [
@@ -209,6 +211,7 @@ def test_without_w_and_b_nothing_is_begun(environment, given, said, common, tmp_
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_what_fails_before_its_first_row_leaves_the_folder_as_it_was(common, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     with pytest.raises(SystemExit):
@@ -223,6 +226,7 @@ def begun(folder: Path, **options) -> WandbRun:
     return run
 
 
+@pytest.mark.slow
 def test_an_agents_id_wins_and_is_kept(tmp_path, monkeypatch):
     begun(tmp_path / "a", offline=True).finish(failed=False)
     with monkeypatch.context() as agent:
@@ -258,6 +262,7 @@ def services() -> list[int]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds W&B's process in /proc")
 def test_a_service_that_dies_ends_nothing(tmp_path, capsys):
     run = begun(tmp_path / "a", offline=True)

@@ -39,7 +39,7 @@ METRICS = {
         Metric(
             "fvu",
             "FVU",
-            "share of variance",
+            "fraction of variance",
             "Fraction of variance unexplained: squared error over squared distance from the mean, both summed over all "
             "vectors. 0 is perfect, 1 is no better than the mean. Lower is better.",
         ),

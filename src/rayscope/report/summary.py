@@ -60,7 +60,8 @@ def print_summary(evaluation: pd.DataFrame, console: Console, k: float | None = 
             console.print(Text(f"  {visible(sentence(row))}"), soft_wrap=True)
         console.print()
     words = (
-        "FVU: share of variance unexplained. dCE: rise of the loss, nats/token. Lower is better. bits: a token's code."
+        "FVU: fraction of variance unexplained. dCE: rise of the loss, nats/token. Lower is better. "
+        "bits: a token's code."
     )
     console.print(Text(f"{words} {values_said(evaluation)} {seeds_said(evaluation)}."))
     if documents := documents_said(evaluation):
