@@ -14,7 +14,9 @@ from helpers import randn
 from rayscope.dictionaries import TopK
 from rayscope.dictionaries.learned.units import Units
 from rayscope.model.sites import Site
+from rayscope.model.splicing import CleanPass
 from rayscope.streams.stream import Batch
+from rayscope.training.finetuning import Tuner
 from rayscope.training.trainer import DictionaryTrainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -115,3 +117,18 @@ def test_its_state_is_named_as_any_dictionary_s_and_its_output_s_is_added(learne
     fresh.load_state_dict(learned.state_dict())
     assert all(value.equal(fresh.state_dict()[name]) for name, value in learned.state_dict().items())
     assert set(learned.state_dict()) - set(TopK(D, L, 3).state_dict()) == {"b_in_D", "gain_L", "units.output.scale"}
+
+
+def test_a_step_on_kl_reads_both_sites(model, packed):
+    site = Pair("blocks.0.hook_resid_post", 32, 0, written=Site("blocks.1.hook_mlp_out", 32, 1))
+    dictionary = TopK(32, 64, k=4, seed=0)
+    tokens_RC = torch.from_numpy(packed.train.tokens[:4].astype("int64"))
+    clean = CleanPass.run(model, tokens_RC, [site, site.output])
+    x_ND, target_ND = (clean.activations[key].flatten(0, 1) for key in (site.key, site.output.key))
+    dictionary.prepare(x_ND, dead_window=5_000, target_ND=target_ND)
+    options = {"steps": 2, "tokens_per_batch": tokens_RC.numel(), "weight": 1.0, "lr": 1e-3, "clip": 1.0}
+    tuner = Tuner(model, {site: {"one": dictionary}}, **options)
+    before = dictionary.W_dec_LD.clone()
+    tuner.step(tokens_RC)
+    assert tuner.metrics[0]["kl"] > 0
+    assert not dictionary.W_dec_LD.equal(before)

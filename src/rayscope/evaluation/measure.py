@@ -20,7 +20,7 @@ from rayscope.evaluation.measurement import Measurement
 from rayscope.evaluation.meter import SiteSums
 from rayscope.evaluation.quantisation import calibrate_codes
 from rayscope.model import LanguageModel
-from rayscope.model.sites import Site
+from rayscope.model.sites import Site, with_outputs
 from rayscope.model.splicing import CleanPass
 from rayscope.streams.positions import LATER, keep_first
 from rayscope.streams.seeding import generator_of
@@ -102,7 +102,7 @@ def passes(
 ) -> Iterator[tuple[Window, CleanPass | None]]:
     """Windows of the chosen rows, as many as LOGITS allows at a time; the first `spliced` rows with a clean pass."""
     step = max(1, LOGITS // (rows.tokens.shape[1] * model.vocabulary))
-    read = list(dict.fromkeys([*sites, *(site.output for site in sites)]))
+    read = with_outputs(sites)
     for start, stop in pairwise([*range(0, spliced, step), *range(spliced, len(chosen), step), len(chosen)]):
         tokens_RC, documents_RC = read_rows(rows, chosen[start:stop])
         clean = CleanPass.run(model, tokens_RC, read) if start < spliced else None

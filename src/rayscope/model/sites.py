@@ -65,6 +65,12 @@ def all_sites(model: Sized) -> list[Site]:
     ]
 
 
+def with_outputs(sites: Iterable[Site]) -> list[Site]:
+    """The sites, and those that dictionaries at them write to: what a pass of the model has to read."""
+    sites = list(sites)
+    return list(dict.fromkeys([*sites, *(site.output for site in sites)]))
+
+
 def resolve(patterns: str | Iterable[str], model: Sized) -> list[Site]:
     """The sites that the patterns name, each once, in the order of computation.
 

@@ -17,7 +17,7 @@ from rayscope.console import progress, say
 from rayscope.dictionaries import Learned
 from rayscope.dictionaries.learned.training_pass import TrainingPass
 from rayscope.model import LanguageModel
-from rayscope.model.sites import Site
+from rayscope.model.sites import Site, with_outputs
 from rayscope.model.splicing import CleanPass
 from rayscope.stopping import Stopped, deferred
 from rayscope.streams.positions import in_stream
@@ -121,7 +121,7 @@ class Tuner:
         return [place for place in range(len(self.entries)) if place not in self.diverged]
 
     def step(self, tokens_RC: Tensor) -> None:
-        clean = CleanPass.run(self.model, tokens_RC, self.sites)
+        clean = CleanPass.run(self.model, tokens_RC, with_outputs(self.sites))
         rate = min((self.done + 1) / max(1, self.steps // 20), 1 - self.done / self.steps)
         for place in self.learning():
             site, _, dictionary = self.entries[place]
