@@ -119,7 +119,7 @@ def finetune_dictionaries(
     tuned = len(last) * last.tokens_per_batch
 
     def provenance(site: Site, dictionary: Learned) -> dict[str, Any]:
-        tokens = dictionary.provenance.get("tokens", 0) + tuned
+        tokens = (dictionary.provenance.get("tokens") or 0) + tuned
         tuning = {"tokens": tuned, "kl": kl, "rows": rows}
         return {**about[site], "stage": "kl", "tokens": tokens, "finetuning": tuning}
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from helpers import fit, randn, sample
+from helpers import fit, randn, sample, tokens_of
 from rayscope.dictionaries import (
     KINDS,
     AbsTopK,
@@ -19,6 +19,7 @@ from rayscope.dictionaries import (
     TiedTopK,
     TokenBiasTopK,
     TopK,
+    load,
 )
 from rayscope.evaluation.entry import role_of
 
@@ -140,7 +141,7 @@ def test_pairs_stay_tied_and_a_file_holds_one_row_of_each(tmp_path):
     fit(dictionary, [sample(seed=step + 1) for step in range(20)])
     for W_LD in (dictionary.W_enc_LD, dictionary.W_dec_LD):
         assert W_LD[:20].equal(-W_LD[20:])
-    assert not dictionary.b_enc_L[:20].allclose(dictionary.b_enc_L[20:])  # a bias a ray
+    assert not dictionary.b_enc_L[:20].allclose(dictionary.b_enc_L[20:])  # one bias per ray
     assert dictionary.weights()["W_dec_LD"].shape == (20, 16)
     with pytest.raises(ValueError, match="latents=41 must be even"):
         TiedTopK(16, 41, 4)
@@ -166,13 +167,30 @@ def test_a_bottleneck_takes_what_is_dense_and_leaves_the_rays_what_is_sparse():
     x_ND = fires(N, torch.full((features,), 0.05), 2) @ planted_FD
     x_ND += 1.5 * randn(N, rank, seed=5) @ dense_rD
     none_N = torch.zeros(N, dtype=torch.int64)
-    beside = learn(BottleneckTopK(D, 68, 3, rank=rank, seed=0, lr=4e-3), x_ND, none_N)
+    learned = learn(BottleneckTopK(D, 68, 3, rank=rank, seed=0, lr=4e-3), x_ND, none_N)
     plain = learn(TopK(D, 68, 3, seed=0, lr=4e-3), x_ND, none_N)
-    spanned = torch.linalg.svdvals(dense_rD @ torch.linalg.qr(beside.directions[-rank:].detach().T).Q)
+    spanned = torch.linalg.svdvals(dense_rD @ torch.linalg.qr(learned.directions[-rank:].detach().T).Q)
     assert spanned.min() > 0.95  # the cosine of the greatest angle between the two subspaces
     across_FD = F.normalize(planted_FD - planted_FD @ dense_rD.T @ dense_rD)
-    assert recovered(across_FD, beside.directions[:-rank] - beside.directions[:-rank] @ dense_rD.T @ dense_rD) > 0.8
-    assert fvu(beside, x_ND, none_N) < 0.5 * fvu(plain, x_ND, none_N)
+    assert recovered(across_FD, learned.directions[:-rank] - learned.directions[:-rank] @ dense_rD.T @ dense_rD) > 0.8
+    assert fvu(learned, x_ND, none_N) < 0.5 * fvu(plain, x_ND, none_N)
+
+
+def test_a_later_stage_begins_where_the_saved_one_stood(tmp_path):
+    """What is not in a file: the rows near which a soft-frozen decoder stays, how often a token was seen."""
+    x_ND, tokens_N = sample(), tokens_of(sample())
+    bottleneck = BottleneckTopK(16, 40, 4, rank=3, decoder="soft_frozen")
+    bottleneck.prepare(x_ND, 100)
+    told = TokenBiasTopK(16, 40, 4, vocabulary=int(tokens_N.max()) + 2)
+    told.prepare(x_ND, 100, tokens_N=tokens_N)
+    for dictionary in (bottleneck, told):
+        again = load(dictionary.save(tmp_path / dictionary.kind))
+        again.unfold()
+        before = again.W_dec_LD.clone()
+        again.project_weights()
+        torch.testing.assert_close(again.W_dec_LD, before)
+        if dictionary is told:
+            assert again.seen_V.equal(told.memory * (told.seen_V > 0))
 
 
 def test_bottleneck_counts_its_dense_latents_apart():
@@ -198,12 +216,12 @@ def test_a_token_bias_is_the_tokens_means_and_leaves_the_rays_the_rest():
     means_VD = 1.5 * F.normalize(randn(V, D, seed=7))
     tokens_N = torch.randint(V, (N,), generator=torch.Generator().manual_seed(11))
     x_ND = means_VD[tokens_N] + fires(N, torch.full((features,), 0.05), 3) @ planted_FD
-    beside = learn(TokenBiasTopK(D, 64, 3, seed=0, lr=4e-3, vocabulary=V + 1), x_ND, tokens_N)
+    learned = learn(TokenBiasTopK(D, 64, 3, seed=0, lr=4e-3, vocabulary=V + 1), x_ND, tokens_N)
     plain = learn(TopK(D, 64, 3, seed=0, lr=4e-3), x_ND, tokens_N)
-    assert recovered(planted_FD, beside.directions) > 0.9
+    assert recovered(planted_FD, learned.directions) > 0.9
     assert recovered(planted_FD, plain.directions) < 0.9
-    assert fvu(beside, x_ND, tokens_N) < 0.5 * fvu(plain, x_ND, tokens_N)
-    found_VD = beside.bias_at(torch.arange(V)).detach()
+    assert fvu(learned, x_ND, tokens_N) < 0.5 * fvu(plain, x_ND, tokens_N)
+    found_VD = learned.bias_at(torch.arange(V)).detach()
     found_VD, right_VD = (t - t.mean(0) for t in (found_VD, means_VD))
     assert (found_VD - right_VD).square().sum() < 0.02 * right_VD.square().sum()
 

@@ -216,8 +216,12 @@ def test_a_saved_dictionary_learns_in_the_units_that_it_had(kind, tmp_path):
     x_ND = 50 * torch.randn(512, 8, generator=torch.Generator().manual_seed(3)) + 7
     before = kind(8, 32, 4, coefficient=1.0)
     before.prepare(x_ND, 10**6)
+    before.seen.copy_(before.run)  # past the warm-up, without which the penalty is 0
     after = load(before.save(tmp_path / "saved"))
     after.unfold()
+    penalties = [one.losses(1.5 * x_ND)["sparsity"].item() for one in (before, after)]  # where L0 is not k
+    assert penalties[1] == pytest.approx(penalties[0], rel=1e-4)
+    assert penalties[0] > 0
     assert after.units.inner.scale.item() == pytest.approx(before.units.inner.scale.item())
     for name, tensor in before.weights().items():
         torch.testing.assert_close(after.weights()[name], tensor, rtol=1e-4, atol=1e-5)

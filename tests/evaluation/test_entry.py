@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from rayscope.baselines import SiteFit, pca_topk, random
-from rayscope.dictionaries import AbsTopK, BatchTopK, Linear, TokenBiasTopK, TopK
+from rayscope.dictionaries import AbsTopK, BatchTopK, Linear, TiedTopK, TokenBiasTopK, TopK
 from rayscope.evaluation.comparison import Baseline, compare, reference_codecs
 from rayscope.evaluation.entry import label, named_entries
 from rayscope.evaluation.measure import measure
@@ -61,6 +61,17 @@ def test_a_method_says_what_differs_besides_k_and_seed():
         "topk latents=16 lr=0.25",
         "batchtopk",
     ]
+
+
+def test_a_default_is_left_out_of_the_method_whichever_class_it_stands_in():
+    at = {
+        "one": BatchTopK(8, 16, 2, lr=1e-3),
+        "two": BatchTopK(8, 16, 2, lr=1e-3, decoder="frozen"),
+        "three": TiedTopK(8, 16, 2, lr=1e-3, whiten=True),
+        "four": TiedTopK(8, 16, 2, lr=1e-3),
+    }
+    methods = [entry.method for entry in named_entries({SITE: at})]
+    assert methods == ["batchtopk", "batchtopk decoder=frozen", "tied_topk whiten=True", "tied_topk"]
 
 
 def test_what_differs_between_sites_alone_is_no_other_method():

@@ -310,7 +310,7 @@ def test_what_is_spliced_counts_its_own_documents(world, model: LanguageModel, p
     sites, dictionaries, codecs, _, _ = world
     order = torch.randperm(len(packed.test), generator=generator_of("evaluation", 0)).numpy()
     numbers = np.zeros(packed.test.documents.shape, np.int64)
-    numbers[order] = np.arange(len(numbers))[:, None]  # a document a row
+    numbers[order] = np.arange(len(numbers))[:, None]  # one document per row
     sizes = {"tokens": 12 * 32, "splice_tokens": 3 * 32, "quantise": False}
     rows = replace(packed.test, documents=numbers)
     table = measure(
@@ -382,7 +382,7 @@ def test_densities_sum_to_l0(tables, value, world):
 
 
 def test_how_rows_are_cut_into_passes_changes_nothing(world, tables, model, packed, monkeypatch):
-    monkeypatch.setattr("rayscope.evaluation.measure.LOGITS", 2 * 32 * 320)  # two rows a pass
+    monkeypatch.setattr("rayscope.evaluation.measure.LOGITS", 2 * 32 * 320)  # two rows per pass
     again, _ = run(world, model, packed, tokens=ROWS * 32, quantise=False)
     for column in ("value", "low", "high"):
         np.testing.assert_allclose(again[column], tables[0][column], rtol=1e-3, atol=1e-5)

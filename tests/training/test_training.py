@@ -71,6 +71,7 @@ def run(model, packed, folder: Path, wanted: dict[str, list[str]], rates=None, *
     )
     folder.mkdir(parents=True, exist_ok=True)
     diverged = train(stream, dictionaries, folder, **{"calibration": [stream[0]], "log_every": 10, **options})
+    assert stream.next_batch == 0  # whoever reads it next begins at its first batch
     assert len(diverged) == sum(name in (rates or {}) for names in wanted.values() for name in names)
     return {hook: dictionaries[sites[hook]] for hook in wanted}
 
@@ -93,8 +94,8 @@ def together(model, packed, tmp_path_factory):
 )
 def test_alone_equals_together_bitwise(model, packed, together, tmp_path, hook, name):
     alone = run(model, packed, tmp_path, {hook: [name]})[hook][name]
-    beside = together[1][hook][name]
-    for (key, one), (_, other) in zip(alone.state_dict().items(), beside.state_dict().items(), strict=True):
+    with_others = together[1][hook][name]
+    for (key, one), (_, other) in zip(alone.state_dict().items(), with_others.state_dict().items(), strict=True):
         assert torch.equal(one, other), key
 
 

@@ -93,7 +93,11 @@ def varied_settings(sites: Iterable[Mapping[str, Dictionary]]) -> set[tuple[str,
 
 
 def learned_method(dictionary: Learned, varied: set[tuple[str, str]]) -> str:
-    defaults = inspect.signature(type(dictionary)).parameters
+    defaults = {
+        name: parameter
+        for base in reversed(type(dictionary).__mro__)  # a kind hands on what it does not name
+        for name, parameter in inspect.signature(base.__init__).parameters.items()
+    }
     words = [dictionary.kind]
     for key, value in settings(dictionary).items():
         default = defaults[key].default if key in defaults else None

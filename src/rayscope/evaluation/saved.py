@@ -1,5 +1,6 @@
 """The saved dictionaries of a folder, each at the site of the model that it says it was trained on."""
 
+import math
 from pathlib import Path
 
 from rayscope.dictionaries import Dictionary, find, load
@@ -47,6 +48,12 @@ def site_of(dictionary: Dictionary, place: Path, model: LanguageModel) -> Site:
         role_of(dictionary)
     except ValueError as error:
         raise ValueError(f"{place}: config.json has {error}") from None
+    for key, least in (("input_scale", 0.0), ("output_scale", 0.0), ("log_coefficient", -math.inf)):
+        value = about.get(key, 1.0)
+        if not isinstance(value, int | float) or not math.isfinite(value) or not value > least:
+            raise ValueError(
+                f"{place}: config.json has provenance.{key}={value!r:.60}, not a number that training wrote"
+            )
     if not isinstance(hook, str) or not isinstance(trained_on, dict):
         raise ValueError(f"{place}: config.json has provenance.site={hook!r:.60}, provenance.model={trained_on!r:.60}")
     try:

@@ -63,14 +63,17 @@ class Checkpoint:
             return read(self.path, self.run)
         except Damaged as damaged:
             if not self.before.exists():
-                raise ValueError(f"{damaged}; remove it to begin anew") from None
+                raise ValueError(f"{damaged}; remove it to begin again") from None
             try:
                 state = read(self.before, self.run)
             except Damaged as both:
-                raise ValueError(f"{damaged}, and {both}; remove both to begin anew") from None
+                raise ValueError(f"{damaged}, and {both}; remove both to begin again") from None
             say(f"{damaged}; going on from the checkpoint before it")
         except FileNotFoundError:  # a kill between the two renames of `save`
-            state = read(self.before, self.run)
+            try:
+                state = read(self.before, self.run)
+            except Damaged as damaged:
+                raise ValueError(f"{damaged}; remove it to begin again") from None
         self.before.replace(self.path)
         return state
 
@@ -133,7 +136,7 @@ def read(path: Path, run: dict[str, Any]) -> dict[str, Any]:
                 raise
             raise Damaged(f"{path} is damaged (no checkpoint of rayscope: {type(error).__name__})") from None
     if difference:
-        raise ValueError(f"{path} is of another run ({difference}); remove it to begin anew")
+        raise ValueError(f"{path} is of another run ({difference}); remove it to begin again")
     return state
 
 

@@ -68,6 +68,7 @@ def train(
         checkpoint_steps=checkpoint_steps,
         checkpoint_seconds=checkpoint_seconds,
     )
+    stream.load_state_dict({"next_batch": 0})  # Lightning asks for no batch after the last, at which a stream returns
     module.to(device)
     calibrate(calibration, without(dictionaries, module.diverged.values()), device)
     return list(module.diverged.values())

@@ -49,6 +49,12 @@ class BottleneckTopK(TopK):
             if W_LD is not None:
                 W_LD[self.rays :] = leading_rD.to(W_LD.dtype)
 
+    @torch.no_grad()
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        super().load_weights(weights)
+        if self.initial_LD is not None:  # the dense rows were not drawn: they stay near where they are
+            self.initial_LD[self.rays :] = self.W_dec_LD[self.rays :]
+
     def choose(self, centred_ND: Tensor) -> SparsePattern:
         rays, N = self.rays, len(centred_ND)
         pattern = choose_by_vector(centred_ND, self.W_enc_LD[:rays], self.b_enc_L[:rays], self.k, self.signed)

@@ -92,8 +92,10 @@ class Penalised(Learned):
             saved.provenance["log_coefficient"] = self.log_coefficient.item()
         return saved
 
+    @torch.no_grad()
     def unfold(self) -> None:
         super().unfold()
+        self.seen.copy_(self.run)  # the warm-up is over
         self.log_coefficient.fill_(self.provenance.get("log_coefficient", 0.0))
 
     def training_pass(

@@ -74,6 +74,12 @@ class TokenBiasTopK(TopK):
         super().after_step(passed)
         self._update_token_means(passed.residual_ND, passed.tokens_N)
 
+    @torch.no_grad()
+    def unfold(self) -> None:
+        """A file does not say how often a token was seen: B counts as the mean of `memory` vectors."""
+        super().unfold()
+        self.seen_V.copy_(self.memory * self.B_VD.any(dim=1))
+
     def _update_token_means(self, residual_ND: Tensor, tokens_N: Tensor | None) -> None:
         assert tokens_N is not None  # `_of_tokens` has looked
         tokens_U, place_N, m_U = tokens_N.to(self.B_VD.device).unique(return_inverse=True, return_counts=True)

@@ -96,7 +96,6 @@ def reconstructions(
             add("dead", meter.whole()["dead"], tokens=len(held_out))
 
 
-@torch.no_grad()
 def on_world(
     records: Records,
     world: World,
@@ -118,7 +117,8 @@ def on_world(
     learned, true = Polarity.of(latents), Polarity.of(world.features)
     test = world.stream("test", test_tokens)
     for number, batch in enumerate(test):
-        learned.update(dictionary.encode_sparse(batch.activations[world.site.key]), batch.documents_N)
+        with torch.no_grad():
+            learned.update(dictionary.encode_sparse(batch.activations[world.site.key]), batch.documents_N)
         true.update(test.codes(number), batch.documents_N)
     weights_BP = resamples(PARTS, POLARITY_DRAWS)
     add = partial(records.add, stream, world.site, arm, dictionary, tokens=len(test) * test.batch_size)
