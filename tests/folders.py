@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from rayscope.runs.run import OUTPUTS, run
+from rayscope.training.trained import digest
 
 
 class Killed(BaseException):
@@ -38,7 +39,8 @@ def work(folder: Path, k: int, command: str = "train") -> None:
     for name in ("config.json", "weights.safetensors"):
         (place / name).write_text(f"{name} of {k}")
     (folder / "training.csv").write_text(f"{k}\n")
-    (folder / "trained.json").write_text(json.dumps({"tokens": k, "dictionaries": ["site/topk"]}))
+    record = {"tokens": k, "dictionaries": ["site/topk"], "sha256": {"site/topk": digest(place)}}
+    (folder / "trained.json").write_text(json.dumps(record))
 
 
 def make(folder: Path, k: int = 1, overwrite: bool = False, command: str = "train") -> None:

@@ -19,7 +19,7 @@ from rayscope.benchmarks.parts import PARTS, cycle
 from rayscope.benchmarks.planted import planted_rays
 from rayscope.benchmarks.race import WORKERS, Contender, race, total
 from rayscope.benchmarks.records import merge, short, table
-from rayscope.cli.command_line import main, parts_by_name
+from rayscope.cli.command_line import in_short, main
 from rayscope.cli.groups import groups
 from rayscope.dictionaries import TopK
 from rayscope.evaluation.metrics import fvu
@@ -145,7 +145,7 @@ ROWS = [
      "peak_mb": 4000.0, "against": "topk", "ratio": 6.25, "limit": ">= 8", "met": False},
     {"contender": "sparsify topk", "peer": "sparsify", "error": "ImportError: no module"},
 ]  # fmt: skip
-CHECK = {"check": "peak MB of topk beside the data", "value": 1234.0, "limit": "<= 1500", "met": True}
+CHECK = {"check": "peak MB of topk without the data", "value": 1234.0, "limit": "<= 1500", "met": True}
 RECORD = {"unit": "steps", "threads": 2, "rounds": 5, "rows": ROWS, "checks": [CHECK]}
 
 
@@ -158,8 +158,8 @@ def test_table():
         "saelens topk autocast    0.500        5.00    4,000     topk        6.25   >= 8   NO",
         "sparsify topk  failed: ImportError: no module",
         "",
-        "check                            value    asked  met",
-        "peak MB of topk beside the data  1,234  <= 1500  yes",
+        "check                             value    asked  met",
+        "peak MB of topk without the data  1,234  <= 1500  yes",
     ]
     assert [short(v) for v in (None, 0.0, 12345.6, 99.96, 0.00123, 2.5e-6)] == [
         "", "0", "12,346", "100", "0.00123", "2.5e-06",
@@ -321,9 +321,9 @@ def test_quality_scores_what_was_trained(toy):
 
 
 def test_bare_words_are_parts():
-    given = ["step", "rounds=3", "many", "-m"]
-    assert parts_by_name(given) == ["parts=[step,many]", "rounds=3", "-m"]
-    assert parts_by_name(["rounds=3"]) == ["rounds=3"]
+    given = ["step", "rounds=3", "many"]
+    assert in_short("benchmark", given) == ["parts=[step,many]", "rounds=3"]
+    assert in_short("benchmark", ["rounds=3"]) == ["rounds=3"]
 
 
 @pytest.mark.slow

@@ -488,6 +488,18 @@ def test_shell_completion(capsys, monkeypatch, line, choices):
     assert capsys.readouterr().out.strip() == choices
 
 
+def test_words_of_benchmark_and_study_are_told_from_values_of_flags(capsys):
+    main(["benchmark", "--cfg", "job", "step", "rounds=3", "many"])
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert (shown["parts"], shown["rounds"]) == (["step", "many"], 3)
+    main(["study", "--cfg", "job", "surrogate"])
+    assert yaml.safe_load(capsys.readouterr().out)["study"]["name"] == "surrogate"
+
+
+def test_shell_completion_of_nothing_is_one_line(wrong):
+    assert wrong("-sc").startswith("-sc: give install=bash")
+
+
 def test_shell_completion_installs(capsys):
     main(["-sc", "install=bash"])
     assert capsys.readouterr().out.rstrip().endswith("-F hydra_bash_completion rayscope")

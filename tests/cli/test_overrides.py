@@ -202,10 +202,7 @@ def test_command_lines_of_the_pages_compose(shell, tmp_path, monkeypatch, capsys
         if command[0] == "-sc":
             continue
         flags, given = apart(command[1:])
-        if command[0] == "benchmark":
-            given = command_line.parts_by_name(given)
-        if command[0] == "study" and "=" not in given[0]:
-            given[0] = f"study={given[0]}"
+        given = command_line.in_short(command[0], given)
         made = ready(given, sweep="-m" in flags)
         if "-m" not in flags:
             mandatory = {"text=files": "text.files=[a.txt]", "text=hub": "text.dataset=a/b"}

@@ -2,13 +2,16 @@
 with less text and smaller sizes.
 """
 
+import re
 import shlex
+import sys
 
 import pytest
 import torch
-from test_overrides import lines
+from test_overrides import ROOT, lines
 
 from rayscope.cli.command_line import main
+from rayscope.dictionaries import base
 from toys import latest
 
 HUB = ("model=gpt2", "text=openwebtext", "text=fineweb", "text=hub", "logger=wandb")
@@ -29,9 +32,14 @@ def test_the_lines_run(tiny_gpt2, text_file, tmp_path, monkeypatch, capsys):
     threads = torch.get_num_threads()
     source = f"model=gpt2 model.name={tiny_gpt2} model.context=null text=files text.files={text_file} threads=1 "
     source += "stream.batch_size=64 stream.round_tokens=512 sites.patterns=[blocks.1.hook_resid_post]"
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/extending.md").read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "my_module.py").write_text("\n".join(blocks), encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(base, "KINDS", dict(base.KINDS))
+    monkeypatch.delitem(sys.modules, "my_module", raising=False)
     ran = set()
     for line in lines():
-        _, command, *arguments = shlex.split(line, comments=True)
+        _, command, *arguments = shlex.split(line.removeprefix("PYTHONPATH=. "), comments=True)
         if (
             command not in (*SIZES, "report")
             or "out=" not in line
@@ -48,3 +56,4 @@ def test_the_lines_run(tiny_gpt2, text_file, tmp_path, monkeypatch, capsys):
     torch.set_num_threads(threads)
     assert ran == {*SIZES, "report"}
     assert list(tmp_path.glob("runs/*/report/index.html"))
+    assert "mine" in (tmp_path / "runs/mine/evaluation.csv").read_text()  # of the baseline that is given last

@@ -197,6 +197,7 @@ def test_a_finished_json_that_is_not_ours_is_not_believed(tmp_path_factory, cont
 def test_a_trained_json_that_is_not_ours_is_not_believed(tmp_path_factory, content):
     folder = tmp_path_factory.mktemp("run")
     make(folder)
+    ours = (folder / "trained.json").read_bytes()
     (folder / "trained.json").write_bytes(content)
     with start(folder):  # not finished after all
         with pytest.raises(
@@ -205,7 +206,7 @@ def test_a_trained_json_that_is_not_ours_is_not_believed(tmp_path_factory, conte
             is_trained(folder)
         (folder / "checkpoint.ckpt").touch()
         assert not is_trained(folder)  # it goes on from there
-        (folder / "trained.json").write_text(json.dumps({"tokens": 1}))
+        (folder / "trained.json").write_bytes(ours)
         assert is_trained(folder)
         assert not (folder / "checkpoint.ckpt").exists()
 

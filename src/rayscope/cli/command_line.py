@@ -73,11 +73,8 @@ def command_line(argv: list[str]) -> None:
         raise CommandError(
             f"no command {command!r}; {'nearest: ' + ', '.join(near) if near else 'there are ' + ', '.join(COMMANDS)}"
         )
-    if command == "benchmark":
-        rest = parts_by_name(rest)
-    if command == "study" and rest and "=" not in rest[0] and not rest[0].startswith("-"):
-        rest = [f"study={rest[0]}", *rest[1:]]
     flags, given = apart(rest)
+    given = in_short(command, given)
     try:
         given = ready(given, sweep="-m" in flags or "--multirun" in flags)
     except ValueError as error:
@@ -120,10 +117,14 @@ def refuse_unused(command: str, flags: list[str], given: list[str]) -> None:
             raise CommandError(f"no option {key!r} in {command}; nearest: {', '.join(nearest(key, names_of(base)))}")
 
 
-def parts_by_name(arguments: list[str]) -> list[str]:
-    """`benchmark step many rounds=3` -> `benchmark parts=[step,many] rounds=3`."""
-    words = [arg for arg in arguments if "=" not in arg and not arg.startswith("-")]
-    return [*([f"parts=[{','.join(words)}]"] if words else []), *(arg for arg in arguments if arg not in words)]
+def in_short(command: str, given: list[str]) -> list[str]:
+    """`benchmark step many` is `benchmark parts=[step,many]`, and `study pareto` is `study study=pareto`."""
+    words = [argument for argument in given if "=" not in argument]
+    if command == "benchmark" and words:
+        return [f"parts=[{','.join(words)}]", *(argument for argument in given if argument not in words)]
+    if command == "study" and given[:1] == words[:1] != []:
+        return [f"study={given[0]}", *given[1:]]
+    return given
 
 
 def call_hydra(command: str, argv: list[str], task: Callable[[DictConfig], None]) -> None:
@@ -156,6 +157,8 @@ def call_hydra(command: str, argv: list[str], task: Callable[[DictConfig], None]
 
 def complete(arguments: list[str]) -> None:
     """hydra's shell completion, installed by `eval "$(rayscope -sc install=bash)"`; the command is completed first."""
+    if not arguments:
+        raise CommandError("-sc: give install=bash, install=zsh or install=fish, or uninstall= and one of them")
     program, _, line = os.environ.get("COMP_LINE", "").lstrip().partition(" ")
     command, space, rest = line.lstrip().partition(" ")
     if arguments[0].startswith("query=") and not (space and command in COMMANDS):

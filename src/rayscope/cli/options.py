@@ -232,9 +232,9 @@ def shown(value: Any, longest: int = 80) -> str:
 
 
 def nearest(key: str, known: Iterable[str]) -> list[str]:
-    """The names of `known` that are most like the key, those beside it first; else all that are beside it."""
+    """The names of `known` that are most like the key, those of the same parent first; else all of the same parent."""
     names = [name for name in known if "*" not in name]
     parent, _, last = key.rpartition(".")
-    beside = {name.rpartition(".")[2]: name for name in names if name.rpartition(".")[0] == parent}
-    near = [beside[name] for name in get_close_matches(last, beside, n=3)] + get_close_matches(key, names, n=3)
-    return list(dict.fromkeys(near)) or list(beside.values()) or [name for name in names if "." not in name]
+    siblings = {name.rpartition(".")[2]: name for name in names if name.rpartition(".")[0] == parent}
+    near = [siblings[name] for name in get_close_matches(last, siblings, n=3)] + get_close_matches(key, names, n=3)
+    return list(dict.fromkeys(near)) or list(siblings.values()) or [name for name in names if "." not in name]

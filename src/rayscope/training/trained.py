@@ -82,8 +82,6 @@ def check(folder: Path) -> None:
     path = folder / TRAINED
     found = read(path, json.loads, {"tokens": int})
     names = found.get("dictionaries")
-    if names is None and any((folder / DICTIONARIES).glob("*/*/config.json")):
-        return  # it was written before they were listed
     if names is None:
         raise ValueError(
             f"{folder / 'dictionaries'} holds no dictionary, though {path.name} says that they are trained"
@@ -93,9 +91,9 @@ def check(folder: Path) -> None:
     diverged = found.get("diverged", [])
     if not isinstance(diverged, list) or not all(isinstance(one, dict) and set(one) == DIVERGED for one in diverged):
         raise ValueError(f"{path} is not what rayscope wrote (diverged is no list of dictionaries that did)")
-    hashes = found.get("sha256", {})
-    if not isinstance(hashes, dict):
-        raise ValueError(f"{path} is not what rayscope wrote (sha256 is no mapping)")
+    hashes = found.get("sha256")
+    if not isinstance(hashes, dict) or set(hashes) != set(names):
+        raise ValueError(f"{path} is not what rayscope wrote (sha256 is not one for each dictionary)")
     for name in names:
         for part in PARTS:
             file = folder / DICTIONARIES / name / part
@@ -103,7 +101,7 @@ def check(folder: Path) -> None:
                 state = "empty" if file.is_file() else "missing"
                 raise ValueError(f"{file} is {state}, though {path.name} says that it is trained")
         place = folder / DICTIONARIES / name
-        if name in hashes and digest(place) != hashes[name]:
+        if digest(place) != hashes[name]:
             raise ValueError(f"{place / PARTS[0]} is not what training wrote there")
 
 
