@@ -27,7 +27,7 @@ lint: $(INSTALLED)
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
-# Kills at file operations, and broken inputs: both tables, into docs/faults.md. A quarter of an hour on two cores.
+# Kills at file operations, and broken inputs: both tables, into docs/faults.md. Half an hour on two cores.
 faults: $(INSTALLED)
 	$(BIN)/python tests/faults
 

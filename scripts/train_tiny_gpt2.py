@@ -275,7 +275,7 @@ def anonymous(arg: str) -> str:
 
 
 def held_out_loss(model, text: PackedText, rows: int = 512) -> float:
-    """Mean nats a token on test documents."""
+    """Mean nats per token on test documents."""
     chosen = torch.randperm(len(text.test), generator=torch.Generator().manual_seed(0))[:rows].tolist()
     tokens = torch.from_numpy(text.test.tokens[sorted(chosen)].astype("int64"))
     total = sum(
@@ -309,7 +309,7 @@ Trained on {tokens}M tokens (seed {seed}) by
 
     python scripts/train_tiny_gpt2.py {command}
 
-| source | tokens seen | epochs | held-out loss, nats a token (test documents) |
+| source | tokens seen | epochs | held-out loss, nats per token (test documents) |
 |---|---|---|---|
 {sources}
 

@@ -1,4 +1,4 @@
-"""Freed memory is found again, not asked of the kernel anew."""
+"""Freed memory is found again, not asked of the kernel again."""
 
 import platform
 import subprocess

@@ -10,7 +10,7 @@ MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # of mallopt, from malloc.h
 def keep_freed_memory() -> None:
     """Large blocks, once freed, stay with the process: fresh tensors find them instead of new pages.
 
-    By default glibc maps every block over 32 MB anew and gives it back at once, and the kernel has to clear each page
+    By default glibc maps every block over 32 MB afresh and gives it back at once, and the kernel has to clear each page
     at its first use: 14% of the demo's CPU time. For glibc alone; elsewhere nothing happens. Call it before the first
     tensor is made: only then are pages of 2 MB asked for too,
     on whose bounds freed blocks fit new ones once the heap has grown.

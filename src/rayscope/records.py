@@ -179,9 +179,9 @@ def same_inputs(records: Records, inputs: Mapping[str, str]) -> None:
     changed = [name for name in inputs if before.get(name, inputs[name]) != inputs[name]]
     if changed:
         what = " and ".join(IN_WORDS[name] for name in changed)
-        anew = f"move {records.folder} away" if config["overwrite"] else "overwrite=true to begin again"
+        again = f"move {records.folder} away" if config["overwrite"] else "overwrite=true to begin again"
         raise ValueError(
-            f"{records.folder}: {what} changed after this run began; put them back, or give another out=, or {anew}"
+            f"{records.folder}: {what} changed after this run began; put them back, or give another out=, or {again}"
         )
     if any(name not in before for name in inputs):
         write_whole(records.environment, json.dumps({**about, "inputs": {**before, **inputs}}, indent=2))

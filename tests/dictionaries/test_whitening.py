@@ -124,7 +124,7 @@ def test_training_resumes_bitwise(kind):
 
 @pytest.mark.slow
 def test_weak_rays_beside_strong_directions_are_found_where_input_is_whitened():
-    """24 rays in 12 dimensions, and 4 dense directions beside them that hold 98% of the variance."""
+    """24 rays in 12 dimensions, and 4 dense directions that hold 98% of the variance."""
     rays_FD = F.pad(F.normalize(randn(24, 12, seed=5)), (0, 4))
 
     def batch(seed: int, N: int = 512):

@@ -103,7 +103,7 @@ def page(kills, faults, seconds: float, every: bool) -> str:
         "",
         f"kill -9 before {'every file operation' if every else 'the first file operation of each kind (open for writing, rename, unlink, mkdir, rmdir) on each kind of file'}",  # noqa: E501
         "in the run's folder and the cache; 5 kills each within an operation, at random moments, and by SIGTERM or SIGINT. Equal: every file,",  # noqa: E501
-        "bitwise, as after an uninterrupted run, and no other file. `python tests/faults every` kills before every operation.",  # noqa: E501
+        "bitwise, as after an uninterrupted run, and no other file. `python tests/faults every` kills before every operation that Python reports.",  # noqa: E501
         "",
         "| command | file operations | kills | equal |",
         "|---|---|---|---|",

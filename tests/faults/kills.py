@@ -102,7 +102,7 @@ def points(operations: list[str], every: bool) -> list[int]:
 
 
 def kills(place: Place, line: Line, *, every: bool, randomly: int, seed: int = 0) -> Iterator[Tally]:
-    """Kills the line at its file operations (every one, or each kind's first and last), and `randomly` times each at a
+    """Kills the line at its file operations (every one, or the first of each kind), and `randomly` times each at a
     moment within an operation, at any moment, and by a polite signal; gives it again, and yields the tally after each.
     """
     rng, tally, watch = random.Random(seed), Tally(line.name), [place.out, place.cache]

@@ -334,7 +334,7 @@ def test_batches_that_can_be_read_once_or_that_change_are_refused():
 
 
 def test_the_probe_is_the_linear_discriminant_and_beats_every_single_latent():
-    """Token 1 moves coordinates 0 and 1 by what is small beside their common noise."""
+    """Token 1 moves coordinates 0 and 1 by what is small compared with their common noise."""
     splits = []
     for seed in (1, 2):
         current_N, previous_N, x_ND = text(n=4000, seed=seed)

@@ -102,7 +102,7 @@ def test_other_sites_change_no_bit(model: LanguageModel, packed: PackedText):
     assert all(equal(a, b) for a, b in zip(one, every, strict=True))
 
 
-@pytest.mark.parametrize("stop", [1, 3, 4, 9, 13])  # 4 batches a round: inside rounds and between them
+@pytest.mark.parametrize("stop", [1, 3, 4, 9, 13])  # 4 batches per round: inside rounds and between them
 def test_a_resumed_stream_is_the_uninterrupted_one(model: LanguageModel, packed: PackedText, stop: int):
     special = model.tokenizer.all_special_ids
     whole = list(stream_of(model, packed.train, exclude=special))

@@ -119,7 +119,7 @@ def as_rays(codes: Codes) -> Codes:
 
 
 def test_ends_that_share_a_parent_share_their_context():
-    """A child fires beside its parent, each with either sign:
+    """A child fires with its parent, each with either sign:
     c is about 1/2 at both rays of the parent and 1 at the child's
     own ray of that end, so the cosine is near (1/2) / (1/2 + 1) = 1/3. A root has no context."""
     world = World(40, 16, 3.0, firing="uniform", bipolar=1.0, hierarchy=0.5, seed=1)
@@ -139,7 +139,7 @@ def test_ends_that_share_a_parent_share_their_context():
 
 
 def test_two_unrelated_rays_on_one_row_share_nothing():
-    """Latent l along f - g, where f and g never meet: what is left of both beside the row is (f + g) / 2."""
+    """Latent l along f - g, where f and g never meet: what is left of both without the row is (f + g) / 2."""
     rays_LD = torch.eye(8)
     on_N = torch.arange(8).repeat(50)
     x_ND = rays_LD[on_N]

@@ -88,7 +88,7 @@ def test_any_damage_is_refused_or_recovered_from(data, tmp_path_factory):
         assert same(kept.load(), state(1))
         assert same(Checkpoint(kept.path.parent, RUN).load(), state(1))  # and again
     else:
-        with pytest.raises(ValueError, match=r"checkpoint\.ckpt is damaged \(.+\); remove it to begin anew$"):
+        with pytest.raises(ValueError, match=r"checkpoint\.ckpt is damaged \(.+\); remove it to begin again$"):
             kept.load()
 
 
@@ -155,7 +155,7 @@ class Code:
 def test_what_is_no_checkpoint_is_one_line_and_nothing_of_it_runs(tmp_path, monkeypatch, content):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "checkpoint.ckpt").write_bytes(content)
-    with pytest.raises(ValueError, match=r"checkpoint\.ckpt is damaged \([^\n]+\); remove it to begin anew$"):
+    with pytest.raises(ValueError, match=r"checkpoint\.ckpt is damaged \([^\n]+\); remove it to begin again$"):
         Checkpoint(tmp_path, RUN).load()
     assert not (tmp_path / "executed").exists()
 
@@ -171,7 +171,7 @@ def test_what_is_no_checkpoint_is_one_line_and_nothing_of_it_runs(tmp_path, monk
 def test_of_another_run(tmp_path, other, said):
     Checkpoint(tmp_path, other).save(state(1))
     with pytest.raises(
-        ValueError, match=r"checkpoint\.ckpt is of another run \(.*\); remove it to begin anew"
+        ValueError, match=r"checkpoint\.ckpt is of another run \(.*\); remove it to begin again"
     ) as error:
         Checkpoint(tmp_path, RUN).load()
     assert said in str(error.value)

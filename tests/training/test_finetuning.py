@@ -114,11 +114,11 @@ def test_kl_falls_and_each_dictionary_is_tuned_as_if_alone(model, packed, tmp_pa
         assert divergence(dictionary) < 0.8 * before[name]
         torch.testing.assert_close(dictionary.directions.norm(dim=1), torch.ones(64))
     x_ND = torch.cat([batch.activations[site.key] for batch in calibration])
-    assert len(made["batchtopk"].encode_sparse(x_ND).values_M) == 4 * len(x_ND)  # the threshold was set anew
+    assert len(made["batchtopk"].encode_sparse(x_ND).values_M) == 4 * len(x_ND)  # the threshold was set again
     (tmp_path / "alone").mkdir()
     finetune(model, rows_of(packed, 40), {site: {"topk": alone}}, tmp_path / "alone")
-    for mine, beside in zip(alone.parameters(), made["topk"].parameters(), strict=True):
-        assert torch.equal(mine, beside)
+    for mine, with_others in zip(alone.parameters(), made["topk"].parameters(), strict=True):
+        assert torch.equal(mine, with_others)
 
 
 @pytest.mark.slow

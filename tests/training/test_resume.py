@@ -277,7 +277,7 @@ def test_a_damaged_checkpoint_is_never_used(short, whole_short, tmp_path, monkey
     said = capsys.readouterr().err
     if harm == "both":
         assert f"{out / 'checkpoint.ckpt'} is damaged (its checksum does not match), and" in said
-        assert "remove both to begin anew" in said
+        assert "remove both to begin again" in said
         for path in out.glob("checkpoint*"):
             path.unlink()
         failed(short, out)

@@ -85,7 +85,7 @@ class Bench:
             self.rows.append(row)
 
     def check(self, name: str, value: float | None) -> None:
-        """A number beside the table; None, where what it needs failed or was not raced, leaves no trace."""
+        """A number below the table; None, if what it needs failed or was not raced, leaves no trace."""
         if value is not None:
             self.checks.append({"check": name, "value": value, **self.judged(name, value)})
 

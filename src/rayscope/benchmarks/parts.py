@@ -35,7 +35,7 @@ def step(bench: Bench) -> None:
     pieces = bench.contender("pieces", "rayscope_pieces", k=scale["k"], **common)
     mine = bench.race([*reference.values(), auxk, pieces])
     bench.compare(mine, "topk")
-    bench.check("peak MB of topk beside the data", beside(mine["topk"], scale["vectors"] * scale["width"] * 4))
+    bench.check("peak MB of topk without the data", without_data(mine["topk"], scale["vectors"] * scale["width"] * 4))
     for name, seconds in mine["pieces"].facts.get("pieces", {}).items():
         bench.check(f"piece: {name}, seconds", seconds)
     for peer in [peer for peer in STEPS if peer in bench.peers]:
@@ -197,6 +197,6 @@ def cycle(scale: Any) -> int:
     return scale["round_tokens"] // scale["batch"]
 
 
-def beside(result: Result, data_bytes: int) -> float | None:
+def without_data(result: Result, data_bytes: int) -> float | None:
     peak = result.facts.get("peak_mb")
     return None if peak is None else peak - data_bytes / 2**20

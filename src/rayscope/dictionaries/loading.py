@@ -63,7 +63,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         kinds = ", ".join(sorted(KINDS))
         raise ValueError(
             f"{folder}: format {config.get('format')!r:.60} of kind {kind!r:.60}; "
-            f"this version reads format {FORMAT} of {kinds}"
+            f"this version reads format {FORMAT} of {kinds}, and of your own classes once their module is imported"
         )
     for key, kept in (("arguments", dict), ("sha256", str), ("provenance", dict)):
         if not isinstance(config.get(key), kept):

@@ -91,7 +91,7 @@ def calibrate_codes(
 
 @dataclass(frozen=True)
 class Grid:
-    """|z| becomes the nearest of low + step {0, ..., 255} and keeps its sign, which `bits` counts beside the 8.
+    """|z| becomes the nearest of low + step {0, ..., 255} and keeps its sign, which `bits` counts in addition to the 8.
 
     Values out of the range go to its ends. As low > 0, a code that is active stays so: L0 and bits are what they were.
     """

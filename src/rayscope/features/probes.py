@@ -71,7 +71,7 @@ class Probe:
 
     def scores_left_out(self, x_ND: Tensor, classes_JN: Tensor) -> Tensor:
         """[J, N, T] for the vectors of the fit: a positive is scored with the class mean of the n - 1 others,
-        (n s - q)/(n - 1) with s its score and q = (x - mu) . S^-1 (x - mu); 0 where there are no others. Without this a
+        (n s - q)/(n - 1) with s its score and q = (x - mu) . S^-1 (x - mu); 0 if there are no others. Without this a
         rare token's own vectors stand q/n too high, and so would its threshold."""
         y_ND = (x_ND - self.mean_D) @ self.whiten_DD.T
         scores_JNT = y_ND @ self.means_JTD.mT

@@ -155,14 +155,14 @@ def sites(evaluation: pd.DataFrame, table: pd.DataFrame) -> list[dict]:
         excluded, included = here[here["position0"] == "excluded"], here[here["position0"] == "included"]
         all_k = verdicts(this)
         headline = [row for row in all_k if row["k"] == k and row["role"] == "rays"]
-        beside = verdicts(this, against=signed, roles=("rays",), rivals="directions") if signed else []
+        rays_against_directions = verdicts(this, against=signed, roles=("rays",), rivals="directions") if signed else []
         found.append(
             {
                 "name": site,
                 "k": f"{k:.0f}",
                 "answer": answer(headline),
                 "verdicts": pairs(headline),
-                "all": pairs(all_k + beside),
+                "all": pairs(all_k + rays_against_directions),
                 "included_verdicts": pairs(verdicts(this, position0="included")),
                 "headline": cells(at_k(excluded, k)),
                 "excluded": cells(excluded),

@@ -20,7 +20,7 @@ from rayscope.text import Rows
 class ActivationStream(Stream):
     """A sized, stateful stream of batches of `batch_size` vectors, `tokens` in all.
 
-    Rows are read in an order drawn anew for each pass over the text; as many whole batches of their positions as
+    Rows are read in an order drawn for each pass over the text; as many whole batches of their positions as
     `round_tokens` holds are harvested and shuffled together. Both orders come from (seed, number), so a batch depends
     on (seed, batch number) alone, not on the sites nor on what was read before; the whole state is the next batch's
     number.

@@ -13,7 +13,7 @@ from rayscope.streams.stream import Batch, DerivedStream, Stream
 
 
 class SignFlip(DerivedStream):
-    """mean + s (x - mean) for each x of `real`, s = 1 or -1 with equal chance: one s a vector, the same at every site.
+    """mean + s (x - mean) for each x of `real`, s = 1 or -1 with equal chance, one per vector for all sites.
 
     Mean and covariance stay what they are, and no half-line is left: whatever x holds, its mirror image is as frequent.
     s depends on (seed, batch number) alone. means: {site.key: mean_D}, of training vectors.

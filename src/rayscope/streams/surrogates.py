@@ -113,7 +113,7 @@ class Law:
         return (self.mean_D + y_NK.to(self.device) @ self.basis_KD).cpu()
 
     def like(self, x_ND: Tensor, tokens_N: Tensor, generator: torch.Generator) -> Tensor:
-        """A sample of this law beside the real x, vector for vector, whose mean and covariance are those of x.
+        """A sample of this law for the real x, vector for vector, whose mean and covariance are those of x.
 
         elliptical: vector n has the norm of x_n, whitened by x's own moments; pc_shuffled: x's own scores, each
         component permuted. The draw's sample moments are then made exact by y -> (y - mean) C^-1/2, C its covariance:
@@ -154,7 +154,7 @@ class Surrogate(DerivedStream):
 
     known: what `sample_sites` found on training text, from which the law (see `Law`) of each site is made: its mean and
     covariance are those of that pass. A batch depends on (kind, seed, batch number) and the site alone, so that a site
-    beside others is as alone; the model is never run. `match` makes held-out samples.
+    with others is as alone; the model is never run. `match` makes held-out samples.
 
     Raises ValueError for an unknown kind and for a site of which nothing is known.
     """
@@ -185,7 +185,7 @@ class Surrogate(DerivedStream):
         return replace(labels, activations=drawn)
 
     def match(self, held_out: Batch | Iterable[Batch]) -> Batch:
-        """The surrogate's sample beside a real one, whose labels, mean and covariance at each site it has (`Law.like`).
+        """The surrogate's sample for a real one, whose labels, mean and covariance at each site it has (`Law.like`).
 
         What reconstructs by a fixed affine map, as pca_prefix does, then has one FVU on both, up to float32.
         Raises ValueError where a site's vectors are not more than its width.

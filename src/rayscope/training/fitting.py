@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
@@ -118,7 +119,7 @@ class OwnCheckpoints(CheckpointIO):
         return self.checkpoint.load()
 
     def remove_checkpoint(self, path: Any) -> None:
-        raise NotImplementedError
+        Path(path).unlink(missing_ok=True)
 
 
 class Bar(Callback):

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,9 @@ class Log(Logger):
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Lightning's own metrics are not among what `log` writes."""
 
+    @abstractmethod
     def write(self, tokens: int, scalars: dict[str, float], counts: Counts) -> None:
         """A row; counts: of log10 density between EDGES, None for a dictionary that has none."""
-        raise NotImplementedError
 
 
 class TrainingLog(Log):

@@ -1,7 +1,7 @@
 """What every worker speaks. It is started with its settings as JSON, and sets itself up; then one line of JSON each:
 
     worker  {"ready": true}
-    race    {"steps": n}                                         one line a round
+    race    {"steps": n}                                         one line per round
     worker  {"seconds": [one a step], "cpu_seconds": of the round}
     race    (end of input)
     worker  {"peak_mb": ..., ...}                                and exits

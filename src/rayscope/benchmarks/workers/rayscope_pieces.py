@@ -1,7 +1,7 @@
 """The pieces that a k-sparse training step cannot do without, one after another: their sum is the step's limit.
 
 Written apart from rayscope's own kernels. N vectors of a batch, C of a chunk, D site width,
-L latents, k codes a vector.
+L latents, k codes per vector.
 """
 
 import time

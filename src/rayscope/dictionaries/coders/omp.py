@@ -30,7 +30,7 @@ def _chunk(x_CD: Tensor, W_LD: Tensor, k: int) -> tuple[Tensor, Tensor]:
     indices_Ck = torch.zeros(C, k, dtype=torch.int64, device=x_CD.device)
     residual_CD = x_CD.clone()
     # what is left of a vector or of a row below this fraction of it is rounding
-    nil = 100 * torch.finfo(x_CD.dtype).eps
+    zero = 100 * torch.finfo(x_CD.dtype).eps
     norm_C = x_CD.norm(dim=1)
     for j in range(k):
         gain_CL = (residual_CD @ W_LD.T).abs_()
@@ -42,9 +42,9 @@ def _chunk(x_CD: Tensor, W_LD: Tensor, k: int) -> tuple[Tensor, Tensor]:
             q_CD = q_CD - torch.einsum("cj,cjd->cd", along_Cj, Q_CkD[:, :j])
             R_Ckk[:, :j, j] += along_Cj
         length_C = q_CD.norm(dim=1)
-        useful_C = (length_C > nil) & (residual_CD.norm(dim=1) > nil * norm_C)
+        useful_C = (length_C > zero) & (residual_CD.norm(dim=1) > zero * norm_C)
         R_Ckk[:, j, j] = torch.where(useful_C, length_C, 1)
-        Q_CkD[:, j] = torch.where(useful_C[:, None], q_CD / length_C.clamp_min(nil)[:, None], 0)
+        Q_CkD[:, j] = torch.where(useful_C[:, None], q_CD / length_C.clamp_min(zero)[:, None], 0)
         residual_CD -= (residual_CD * Q_CkD[:, j]).sum(1, keepdim=True) * Q_CkD[:, j]
     target_Ck = torch.einsum("ckd,cd->ck", Q_CkD, x_CD)
     values_Ck = torch.linalg.solve_triangular(R_Ckk, target_Ck[:, :, None], upper=True)[:, :, 0]
@@ -58,12 +58,12 @@ def _rays(x_CD: Tensor, W_LD: Tensor, k: int) -> tuple[Tensor, Tensor]:
     gram_Ckk = torch.zeros(C, k, k, dtype=torch.float64, device=x_CD.device)
     target_Ck, z_Ck = gram_Ckk.new_zeros(C, k), gram_Ckk.new_zeros(C, k)
     residual_CD = x_CD.clone()
-    nil_C = 100 * torch.finfo(x_CD.dtype).eps * x_CD.norm(dim=1)
+    zero_C = 100 * torch.finfo(x_CD.dtype).eps * x_CD.norm(dim=1)
     for j in range(k):
         gain_CL = residual_CD @ W_LD.T
         gain_CL.scatter_(1, indices_Ck[:, :j], -torch.inf)
         best_C, indices_Ck[:, j] = gain_CL.max(1)
-        rows_CkD[:, j] = W_LD[indices_Ck[:, j]] * (best_C > nil_C)[:, None]  # a nil row never has a code
+        rows_CkD[:, j] = W_LD[indices_Ck[:, j]] * (best_C > zero_C)[:, None]  # a row of zeros never has a code
         across_Cj = (rows_CkD[:, : j + 1] @ rows_CkD[:, j, :, None])[:, :, 0].double()
         gram_Ckk[:, j, : j + 1] = gram_Ckk[:, : j + 1, j] = across_Cj
         target_Ck[:, j] = (rows_CkD[:, j] * x_CD).sum(1)

@@ -62,7 +62,7 @@ class Observer:
         )
 
     def ratio(self, stream: str, top: str, below: str, metric: str, hooks: list[str], ks: list[int]) -> Observed:
-        """Geometric mean over hooks and ks; NaN where there are none, and where a value (not a draw) is not above 0."""
+        """Geometric mean over hooks and ks; NaN if there are none, or if a value (not a draw) is not above 0."""
         if not hooks:
             return NOTHING
         top_SCB, below_SCB = (

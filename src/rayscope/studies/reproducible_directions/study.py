@@ -76,7 +76,7 @@ def reproducible_directions(
     Observes, at the greatest tau and width and at the first residual site (the first site, if there is none): `beyond`,
     the number beyond tokens over the site's width; `nulls`, the greatest of the nulls' numbers over it; `naive_nulls`,
     that of all, tokens or not. Nulls are judged seed by seed on the same documents,
-    and beside none that is real are no number.
+    and are no number if none is real.
     tokens: of each half. means_tokens: of training text, on which means by token are taken: as many as memory lets (see
     `reproduced`). batch_size: the stream's, unless given.
     Raises ValueError for unknown nulls and for fewer than two seeds.
@@ -198,14 +198,14 @@ def ratio(null_B: Tensor, real_B: Tensor) -> tuple[float, Tensor]:
 
 
 def figure(table: pd.DataFrame, sites: Sequence[Site], widest: int) -> str:
-    """Each site's counts against the number of latents and, beside them, those of the nulls at the widest."""
+    """Each site's counts against the number of latents and, in a second panel, those of the nulls at the widest."""
     shown = table[table["seed"].isna() & table["metric"].isin(["all", "beyond_tokens"])]
     looks = {"all": (COLOURS["directions"], "with tokens"), "beyond_tokens": (COLOURS["rays"], "beyond tokens")}
     taus = sorted(shown["tau"].unique())
     lines = [(tau, count, line) for tau, line in zip(taus, LINES, strict=False) for count in looks]
     with panels(2 * len(sites), 2.8) as (axes, svg):
         for i, site in enumerate(sites):
-            against, beside = axes[2 * i : 2 * i + 2]
+            against, of_nulls = axes[2 * i : 2 * i + 2]
             here = shown[shown["site"] == site.hook]
             names = list(here["stream"].unique())
             for j, (tau, count, line) in enumerate(lines):
@@ -220,16 +220,16 @@ def figure(table: pd.DataFrame, sites: Sequence[Site], widest: int) -> str:
                 )  # fmt: skip
                 at = these[these["latents"] == widest].set_index("stream").loc[names, "value"]
                 places = [place + (j - (len(lines) - 1) / 2) * 0.8 / len(lines) for place in range(len(names))]
-                beside.bar(places, at, 0.8 / len(lines), color=colour, alpha=1.0 if tau == taus[-1] else 0.45)
+                of_nulls.bar(places, at, 0.8 / len(lines), color=colour, alpha=1.0 if tau == taus[-1] else 0.45)
             against.axhline(site.width, color=COLOURS["control"], ls=":", label="the site's width")
             log_axis(against, "x", "latents")
             against.set_xticks(real["latents"])
             against.set_title(label(site.hook))
-            for one in (against, beside):
+            for one in (against, of_nulls):
                 one.set_yscale("symlog", linthresh=1)
                 one.yaxis.set_major_formatter(FuncFormatter(lambda v, _: short(v)))
                 one.set_ylabel("directions")
                 one.set_ylim(bottom=0)
-            beside.set_xticks(range(len(names)), [label(name).replace("_", "\n") for name in names], fontsize=7)
-            beside.set_title(f"{label(site.hook)}, {widest:,} latents")
+            of_nulls.set_xticks(range(len(names)), [label(name).replace("_", "\n") for name in names], fontsize=7)
+            of_nulls.set_title(f"{label(site.hook)}, {widest:,} latents")
         return svg()
