@@ -81,7 +81,8 @@ def meet(place: Place, names: list[str]) -> list[tuple[str, str, list[str]]]:
     own, found = place.copied(), []
     for fault in (fault for fault in faults() if fault.name in names):
         ended, wrong = fault.meet(own)
-        outcome = visible(ended.last) if ended.code else own.like() or "exit code 0"
+        said = ended.last.replace(f"{own.here}/", "").replace(f"{own.cache}/", "cache/")
+        outcome = visible(said) if ended.code else own.like() or "exit code 0"
         print(f"{'WRONG' if wrong else 'right'}  {fault.name}: {visible('; '.join(wrong[:3])) or outcome}", flush=True)
         found.append((fault.name, outcome, wrong))
     return found
