@@ -21,7 +21,7 @@ from rayscope.model import LanguageModel
 from rayscope.model.sites import Site, resolve
 from rayscope.model.splicing import CleanPass
 from rayscope.pipeline import write_table
-from rayscope.streams.seeding import generator_of
+from rayscope.seeding import generator_of
 from rayscope.streams.source import Source
 from rayscope.text import PackedText
 

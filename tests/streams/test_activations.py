@@ -9,8 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rayscope.model import LanguageModel
 from rayscope.model.sites import all_sites, resolve
+from rayscope.seeding import generator_of
 from rayscope.streams.harvest import ActivationStream
-from rayscope.streams.seeding import generator_of
 from rayscope.streams.source import Source
 from rayscope.streams.stream import Batch
 from rayscope.text import PackedText, Rows

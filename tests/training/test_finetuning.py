@@ -19,10 +19,10 @@ from rayscope.dictionaries import AbsTopK, BatchTopK, TopK, find, load
 from rayscope.model import load as load_model
 from rayscope.model.sites import resolve
 from rayscope.model.splicing import CleanPass
+from rayscope.seeding import generator_of
 from rayscope.stopping import Stopped
 from rayscope.streams.harvest import ActivationStream
 from rayscope.streams.positions import keep_first
-from rayscope.streams.seeding import generator_of
 from rayscope.text.packing import Rows
 from rayscope.training import finetuning
 from rayscope.training.checkpoint import remove_checkpoints

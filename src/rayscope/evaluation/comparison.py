@@ -13,7 +13,7 @@ from rayscope.dictionaries import Dictionary
 from rayscope.evaluation.codecs import Codec, references
 from rayscope.evaluation.entry import Entry, label, role_of
 from rayscope.model.sites import Site
-from rayscope.streams.seeding import generator_of
+from rayscope.seeding import generator_of
 from rayscope.streams.source import Source
 from rayscope.streams.windows import read_rows
 

@@ -22,8 +22,8 @@ from rayscope.evaluation.quantisation import calibrate_codes
 from rayscope.model import LanguageModel
 from rayscope.model.sites import Site, with_outputs
 from rayscope.model.splicing import CleanPass
+from rayscope.seeding import generator_of
 from rayscope.streams.positions import LATER, keep_first
-from rayscope.streams.seeding import generator_of
 from rayscope.streams.windows import Window, read_rows
 from rayscope.text import Rows
 

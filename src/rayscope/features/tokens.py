@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rayscope.streams.seeding import generator_of
+from rayscope.seeding import generator_of
 
 
 @dataclass(frozen=True)

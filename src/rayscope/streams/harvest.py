@@ -11,8 +11,8 @@ from torch import Tensor
 
 from rayscope.model import LanguageModel
 from rayscope.model.sites import Site
+from rayscope.seeding import generator_of
 from rayscope.streams.positions import LATER, in_stream, stream_sizes
-from rayscope.streams.seeding import generator_of
 from rayscope.streams.stream import Batch, Stream
 from rayscope.text import Rows
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from rayscope.dictionaries import Codes
 from rayscope.model.sites import Site
-from rayscope.streams.seeding import generator_of
+from rayscope.seeding import generator_of
 from rayscope.streams.stream import Batch, Stream
 
 FIRING = ("zipf", "uniform")

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from rayscope.streams.seeding import generator_of
+from rayscope.seeding import generator_of
 from rayscope.streams.stream import Batch, DerivedStream, Stream
 
 

@@ -13,9 +13,9 @@ import torch
 
 from rayscope.model import LanguageModel
 from rayscope.model.sites import Site
+from rayscope.seeding import generator_of
 from rayscope.streams.harvest import ActivationStream
 from rayscope.streams.positions import stream_sizes
-from rayscope.streams.seeding import generator_of
 from rayscope.streams.windows import Window, read_rows
 from rayscope.text import PackedText
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rayscope.model.sites import Site
-from rayscope.streams.seeding import generator_of
+from rayscope.seeding import generator_of
 from rayscope.streams.statistics import Moments, TokenSums
 from rayscope.streams.stream import Batch, DerivedStream, Stream
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rayscope.streams.seeding import generator_of
+from rayscope.seeding import generator_of
 from rayscope.text import Rows
 
 
