@@ -114,7 +114,9 @@ def evaluation_table() -> pd.DataFrame:
     columns = (
         "site dictionary method role kind k latents metric value low high position0 split tokens trained_tokens seed"
     )
-    return pd.DataFrame(found, columns=columns.split())
+    table = pd.DataFrame(found, columns=columns.split())
+    table.insert(6, "coder", "own")
+    return table
 
 
 def features_table(tokens: list[str]) -> pd.DataFrame:
@@ -473,7 +475,7 @@ def hand_table(points: list[tuple]) -> pd.DataFrame:
     for name, kind, k, bits, fvu, low, high in points:
         role = "baseline" if kind == "linear" else "rays"
         for metric, triple in (("bits", (bits, None, None)), ("fvu", (fvu, low, high))):
-            found.append(["s", name, name, role, kind, k, 16, metric, *triple, "excluded", "test", 10, 20, 0])
+            found.append(["s", name, name, role, kind, k, "own", 16, metric, *triple, "excluded", "test", 10, 20, 0])
     return pd.DataFrame(found, columns=evaluation_table().columns)
 
 

@@ -17,7 +17,8 @@ class Entry:
 
     role: reference, a codec without latents, such as the identity; control, directions that know nothing of the data;
     baseline; told, learned with side information; or learned directions or rays. k, seed: None if there is none.
-    name: a label for people, unique at its site, from which nothing is read.
+    name: a label for people, unique at its site, from which nothing is read. coder: what finds the dictionary's codes:
+    own, the encoder that it was learned or fitted with, or a search over its directions (see `Recoded`).
     """
 
     site: Site
@@ -27,6 +28,7 @@ class Entry:
     seed: int | None
     dictionary: Dictionary
     name: str
+    coder: str = "own"
 
 
 def label(method: str, k: int, seed: int | None = None) -> str:

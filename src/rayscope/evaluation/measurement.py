@@ -19,8 +19,8 @@ from rayscope.model.sites import Site
 from rayscope.streams.positions import VIEWS
 
 COLUMNS = [
-    "site", "dictionary", "method", "role", "kind", "k", "latents", "metric", "value", "low", "high", "position0",
-    "split", "tokens", "trained_tokens", "seed", "quantised", "documents",
+    "site", "dictionary", "method", "role", "kind", "k", "coder", "latents", "metric", "value", "low", "high",
+    "position0", "split", "tokens", "trained_tokens", "seed", "quantised", "documents",
 ]  # fmt: skip
 METRICS = [
     "fvu", "dce", "kl", "loss_recovered_zero", "loss_recovered_mean", "l2_ratio", "l0", "density", "dead", "bits",
@@ -114,5 +114,9 @@ class Measurement:
 def described(entry: Entry, codec: Codec) -> dict[str, Any]:
     """The columns that are the same in all of an entry's rows."""
     columns = {"site": entry.site.hook, "dictionary": entry.name, "method": entry.method, "role": entry.role}
-    columns |= {"kind": codec.kind, "k": entry.k, "latents": codec.latents or None, "seed": entry.seed}
-    return columns | {"trained_tokens": codec.provenance.get("tokens"), "quantised": codec.quantised}
+    columns |= {"kind": codec.kind, "k": entry.k, "coder": entry.coder, "latents": codec.latents or None}
+    return columns | {
+        "seed": entry.seed,
+        "trained_tokens": codec.provenance.get("tokens"),
+        "quantised": codec.quantised,
+    }

@@ -12,7 +12,7 @@ import pandas as pd
 from rayscope.evaluation.metrics import FEWEST_DOCUMENTS
 from rayscope.report.metrics import METRICS
 
-KEYS = ["site", "dictionary", "method", "role", "kind", "k", "latents", "position0"]
+KEYS = ["site", "dictionary", "method", "role", "kind", "k", "coder", "latents", "position0"]
 COLUMNS = [*KEYS, "metric", "value", "low", "high", "split", "tokens", "trained_tokens", "seed"]
 ROLES = {
     "reference": "Reference codecs",
@@ -85,7 +85,7 @@ def headline_k(table: pd.DataFrame) -> float:
 def at_k(table: pd.DataFrame, k: float) -> pd.DataFrame:
     """References, learned rows at this k, and of every other method the row nearest to those rays in bits per token.
 
-    A learned method without this k shows its nearest one.
+    A learned method without this k shows its nearest one; each coder of a method is one of its own.
     """
     distance = (np.log(table["k"].astype(float)) - (math.log(k) if k > 0 else 0)).abs()
     if "bits" in table:
@@ -98,7 +98,8 @@ def at_k(table: pd.DataFrame, k: float) -> pd.DataFrame:
         ).abs()
         distance = distance.where(table["role"].isin(LEARNED), in_bits.fillna(distance))
     distance = distance.fillna(0.0)
-    least = distance.groupby([table["site"], table["position0"], table["role"], table["method"]]).transform("min")
+    curve = [table[column] for column in ("site", "position0", "role", "method", "coder")]
+    least = distance.groupby(curve).transform("min")
     return table[distance <= least + 1e-9]
 
 

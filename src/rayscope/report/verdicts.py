@@ -68,13 +68,15 @@ def verdicts(
     roles: Sequence[str] = LEARNED,
     rivals: str = "baseline",
 ) -> list[dict]:
-    """Every dictionary of these roles compared with methods of the rivals' role at as many bits, in fvu and dce.
+    """Every dictionary of these roles under its own coder, compared with methods of the rivals' role at as many bits.
+
+    In fvu and dce.
 
     Each is {site, position0, ours, role, k, metric, baseline, bits, value, low, high, documents, baseline_value,
     baseline_low, baseline_high, overlap, outcome, method}. See `at_bits` for the method and `judge` for the outcome.
     """
     table = rows(evaluation)
-    table = table[table["position0"] == position0]
+    table = table[(table["position0"] == position0) & (table["coder"] == "own")]
     found = []
     for ours in table[table["role"].isin(roles) & (table["bits"] > 0)].to_dict("records"):
         curves = table[(table["site"] == ours["site"]) & (table["role"] == rivals)]

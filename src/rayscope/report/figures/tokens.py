@@ -102,7 +102,7 @@ def appeared_figure(features: pd.DataFrame, look: Styles) -> str:
 
 def at_headline(features: pd.DataFrame) -> pd.DataFrame:
     """Rows of the headline k, and of those that have no k."""
-    return at_k(features.assign(position0=""), headline_k(features))
+    return at_k(features.assign(position0="", coder="own"), headline_k(features))
 
 
 def medians(ranks: np.ndarray, scores: np.ndarray, bins: int = 12) -> tuple[np.ndarray, np.ndarray]:
