@@ -27,6 +27,8 @@ venv/bin/python -c '
 import sys, rayscope, rayscope.conf
 for module in (rayscope, rayscope.conf):
     assert module.__file__.startswith(sys.prefix), f"{module.__file__} is not the installed package"
+from rayscope.text import Prose
+assert len(list(Prose().documents())) == 159
 from rayscope.dictionaries.sparse import native
 assert native.source()
 '

@@ -17,7 +17,7 @@ from rayscope.evaluation.entry import named_entries
 from rayscope.model.sites import Site, resolve
 from rayscope.pipeline import build
 from rayscope.streams.source import Source
-from rayscope.text import Files, Hub
+from rayscope.text import Files, Hub, Prose
 
 ROOT = Path(str(files("rayscope.conf")))
 PAGES = Path(__file__).parents[2]
@@ -115,7 +115,7 @@ def test_texts_are_made_without_the_hub(choice, text_file):
     given = (f"text.files={text_file}",) if choice == "files" else tuple(GIVEN.get(choice, ()))
     source = hydra.utils.instantiate(compose("train", (f"text={choice}", *given)).text)
     if choice not in ("docs",):  # hashing every module takes seconds; test_text does that on a few
-        assert isinstance(source, Files if choice == "files" else Hub)
+        assert type(source) is {"files": Files, "prose": Prose}.get(choice, Hub)
         assert len(source.fingerprint()) == 64
     assert source.max_tokens is None or source.max_tokens > 10**6
 

@@ -28,7 +28,7 @@ COMPARED = (
 )  # latents are the baselines' here, sites the dictionaries' own
 CALLED = {  # all that a config.yaml, which may be anybody's, may call; by whole names, for modules hold other modules
     "model": ("rayscope.model.load",),
-    "text": ("rayscope.text.Docs", "rayscope.text.Files", "rayscope.text.Hub"),
+    "text": ("rayscope.text.Docs", "rayscope.text.Files", "rayscope.text.Hub", "rayscope.text.Prose"),
 }
 
 

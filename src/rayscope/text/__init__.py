@@ -1,9 +1,10 @@
-"""Text -> packed rows of tokens: sources of documents (docs, files, hub) and how they are packed."""
+"""Text -> packed rows of tokens: sources of documents (docs, prose, files, hub) and how they are packed."""
 
 from rayscope.text.docs import Docs
 from rayscope.text.documents import SPLITS, Document, Source, split_of
 from rayscope.text.files import Files
 from rayscope.text.hub import Hub
 from rayscope.text.packing import PackedText, Rows, pack
+from rayscope.text.prose import Prose
 
-__all__ = ["SPLITS", "Docs", "Document", "Files", "Hub", "PackedText", "Rows", "Source", "pack", "split_of"]
+__all__ = ["SPLITS", "Docs", "Document", "Files", "Hub", "PackedText", "Prose", "Rows", "Source", "pack", "split_of"]

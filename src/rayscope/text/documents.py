@@ -17,7 +17,7 @@ class Source(Protocol):
     """Where text comes from. `fingerprint` changes if and only if the documents may have changed.
 
     max_tokens: packing stops after that many, in all splits together; None: at the end.
-    more: what a document is, for a user who has too few.
+    more: what a document is, for a user who has too few. A source may have a name too: see `name_of`.
     """
 
     max_tokens: int | None
@@ -26,6 +26,11 @@ class Source(Protocol):
     def documents(self) -> Iterator[Document]: ...
 
     def fingerprint(self) -> str: ...
+
+
+def name_of(source: Source) -> str:
+    """What tables call the text: the source's `name`, or its class's, as in "docs"."""
+    return str(getattr(source, "name", type(source).__name__.lower()))
 
 
 def split_of(name: str) -> str:

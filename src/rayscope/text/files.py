@@ -54,6 +54,11 @@ class Files:
             if not path.stat().st_size:
                 raise ValueError(f"text.files: {path} is empty")
 
+    @property
+    def name(self) -> str:
+        more = f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else ""
+        return f"{self.paths[0].name}{more}"
+
     def documents(self) -> Iterator[Document]:
         for path in self.paths:
             found = False

@@ -44,6 +44,10 @@ class Hub:
                 "(to_parquet) and give that: text=files text.files=[...]"
             )
 
+    @property
+    def name(self) -> str:
+        return Path(self.dataset).name if Path(self.dataset).is_dir() else self.dataset
+
     def documents(self) -> Iterator[Document]:
         with quiet():
             rows = self.opened()

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from rayscope.console import progress, say
 from rayscope.files import cache_folder, sweep, whole_folder
-from rayscope.text.documents import END_OF_TEXT, SPLITS, Document, Source, split_of
+from rayscope.text.documents import END_OF_TEXT, SPLITS, Document, Source, name_of, split_of
 
 PROBE = "".join(map(chr, range(1, 0x600)))
 LAYOUT = 3  # of the packed folder; a change of what is written raises it and so repacks
@@ -45,6 +45,7 @@ class PackedText:
     train: Rows
     validation: Rows
     test: Rows
+    name: str = ""  # what tables call the text
 
     def __getitem__(self, split: str) -> Rows:
         if split not in SPLITS:
@@ -67,7 +68,7 @@ def pack(source: Source, tokenizer, context: int, cache: str | Path | None = Non
     sweep(folder.parent, age=5, inside=())
     if (folder / "text.json").exists():
         try:
-            return read(folder, fingerprint, context)
+            return replace(read(folder, fingerprint, context), name=name_of(source))
         except Damaged as damaged:
             say(f"text: {folder} is damaged ({damaged}); packing it again")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +84,7 @@ def pack(source: Source, tokenizer, context: int, cache: str | Path | None = Non
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
             raise
     say(f"text: packed into {folder}")
-    return read(folder, fingerprint, context)
+    return replace(read(folder, fingerprint, context), name=name_of(source))
 
 
 class Damaged(ValueError):
