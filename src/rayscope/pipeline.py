@@ -58,7 +58,7 @@ def train_dictionaries(
     tokens = len(stream) * stream.batch_size
 
     def provenance(site: Site, dictionary: Learned) -> dict[str, Any]:
-        return {**about.get(site, {}), "tokens": tokens, "seed": dictionary.seed}
+        return {**about.get(site, {}), "tokens": tokens, "seed": dictionary.seed, "lr": dictionary.lr}
 
     save_trained(dictionaries, diverged, folder, provenance, tokens=tokens, what="trained")
 
@@ -120,7 +120,7 @@ def finetune_dictionaries(
 
     def provenance(site: Site, dictionary: Learned) -> dict[str, Any]:
         tokens = (dictionary.provenance.get("tokens") or 0) + tuned
-        tuning = {"tokens": tuned, "kl": kl, "rows": rows}
+        tuning = {"tokens": tuned, "kl": kl, "rows": rows, "lr": lr or dictionary.lr}
         return {**about[site], "stage": "kl", "tokens": tokens, "finetuning": tuning}
 
     save_trained(learned, diverged, folder, provenance, tokens=tuned, what="fine-tuned")

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from rayscope.console import say
 from rayscope.dictionaries import Learned
 from rayscope.model.sites import Site
 from rayscope.streams.stream import Batch, Stream
@@ -47,10 +48,7 @@ def train(
     check_schedule(log_every, checkpoint_steps, checkpoint_seconds, snapshots)
     steps, device = len(stream), stream.device
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = Checkpoint(folder, run_of(stream, dictionaries, about or {}))
-    if not checkpoint.exists():
-        prepare(stream, dictionaries, steps * stream.batch_size)
-    module = DictionaryTrainer(
+    module = DictionaryTrainer(  # which sets the rates: they are part of what a checkpoint must share
         dictionaries,
         steps=steps,
         batch_size=stream.batch_size,
@@ -60,6 +58,10 @@ def train(
         snapshot_folder=folder / "snapshots",
         provenance=about,
     )
+    checkpoint = Checkpoint(folder, run_of(stream, dictionaries, about or {}))
+    if not checkpoint.exists():
+        prepare(stream, dictionaries, steps * stream.batch_size)
+    say_rates(dictionaries)
     fit(
         module,
         stream,
@@ -72,6 +74,15 @@ def train(
     module.to(device)
     calibrate(calibration, without(dictionaries, module.diverged.values()), device)
     return list(module.diverged.values())
+
+
+def say_rates(dictionaries: dict[Site, dict[str, Learned]]) -> None:
+    names: dict[float, list[str]] = {}  # by rate
+    for of_site in dictionaries.values():
+        for name, dictionary in of_site.items():
+            names.setdefault(dictionary.lr, []).append(name)
+    rates = (f"lr {lr:.3g} ({', '.join(dict.fromkeys(named))})" for lr, named in names.items())
+    say(f"training: {'; '.join(rates)}")
 
 
 def check_schedule(log_every: int, checkpoint_steps: int, checkpoint_seconds: float, snapshots: int = 0) -> None:

@@ -26,7 +26,7 @@ class DictionaryTrainer(LightningModule):
     """Trains {site: {name: dictionary}} with one Adam optimiser and one parameter group per dictionary.
 
     Each group is clipped by its own gradient norm and nothing is drawn at random, so a dictionary trained alongside
-    others is bitwise the same one trained alone. The rate is warmed up over min(1000, 5%) steps and goes linearly to
+    others is bitwise the same one trained alone. Each rate is warmed up over min(1000, 5%) steps and goes linearly to
     zero over the last 20%; the sum of each dictionary's losses is minimised. One that diverges is left out after that.
 
     provenance: of each site, for the snapshots.
@@ -59,6 +59,8 @@ class DictionaryTrainer(LightningModule):
         self.snapshot_steps = {step for step in snapshot_steps if step <= steps}
         self.snapshot_names, self.snapshot_folder = snapshot_names, snapshot_folder
         self.provenance = {site.key: about for site, about in (provenance or {}).items()}
+        for _, _, dictionary in self.each():
+            dictionary.train_for(steps)
         self.diverged: dict[tuple[str, str], Divergence] = {}
         self.passes: dict[tuple[str, str], TrainingPass] = {}  # of the current step
         self.metrics: dict[tuple[str, str], dict[str, Tensor]] = {}  # of the last step; NaN once diverged

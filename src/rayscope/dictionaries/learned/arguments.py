@@ -28,7 +28,7 @@ def check_arguments(
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"{name}={value!r} must be a number")
     if lr is not None and not lr > 0:
-        raise ValueError(f"lr={lr} must be above 0 (null: 2e-4 / sqrt(latents / 2**14))")
+        raise ValueError(f"lr={lr} must be above 0 (null: by the number of latents and of steps)")
     if auxk is not None and not 0 <= auxk <= latents:
         raise ValueError(f"auxk={auxk} must be between 0 (off) and the {latents} latents")
     if not auxk_coefficient >= 0:

@@ -15,6 +15,7 @@ from rayscope.dictionaries.base import Codes, Dictionary
 from rayscope.dictionaries.learned.arguments import check_arguments, check_run
 from rayscope.dictionaries.learned.firing import Firing
 from rayscope.dictionaries.learned.naming import save_parts_as_own
+from rayscope.dictionaries.learned.rate import default_rate
 from rayscope.dictionaries.learned.training_pass import TrainingPass
 from rayscope.dictionaries.learned.units import Sides, Units
 from rayscope.dictionaries.learned.vectors import check_finite, full_precision, spread, within_caps
@@ -32,6 +33,7 @@ class Learned(Dictionary):
 
     decoder: learned; frozen, its rows stay as drawn; soft_frozen, each stays within cosine min_cosine of the row drawn.
     encoder: learned; frozen, W_enc stays as drawn (its biases learn).
+    lr: None, that of `default_rate`, for the steps that `train_for` is given, or for endless ones.
     whiten: learned, losses too, in y = s (x - m) P instead of s x (see `Whitening`); the metric fvu is that of x.
     """
 
@@ -57,7 +59,7 @@ class Learned(Dictionary):
         super().__init__(width, latents, k)
         check_arguments(latents, seed, decoder, encoder, lr, auxk, auxk_coefficient, whiten)
         self.seed, self.decoder, self.encoder, self.whiten = seed, decoder, encoder, whiten
-        self.lr = lr if lr is not None else 2e-4 / (latents / 2**14) ** 0.5
+        self.lr, self.lr_given = lr if lr is not None else default_rate(latents), lr is not None
         self.auxk = auxk if auxk is not None else min(width // 2, latents // 2)
         self.auxk_coefficient = auxk_coefficient
         rows_LD = F.normalize(torch.randn(latents, width, generator=torch.Generator().manual_seed(seed)))
@@ -116,6 +118,11 @@ class Learned(Dictionary):
         if self.units.outer.whitening is None or self.gain_L is None:
             return self.gain_L
         return self.gain_L * self.units.outer.unwhiten(self.W_dec_LD).norm(dim=1)
+
+    def train_for(self, steps: int) -> None:
+        """Sets lr, if it was not given, to the rate of a run of so many steps (`default_rate`)."""
+        if not self.lr_given:
+            self.lr = default_rate(self.latents, steps)
 
     @torch.no_grad()
     def prepare(
