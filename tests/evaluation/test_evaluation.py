@@ -26,7 +26,8 @@ from rayscope.streams.source import Source
 from rayscope.text import PackedText
 
 COLUMNS = [
-    *("site", "dictionary", "method", "role", "kind", "k", "coder", "latents", "metric", "value", "low", "high"),
+    *("site", "dictionary", "method", "family", "role", "kind", "k", "coder", "latents", "metric", "value", "low"),
+    "high",
     *("position0", "split", "tokens", "trained_tokens", "seed", "quantised", "documents"),
 ]
 METRICS = {

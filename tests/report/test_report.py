@@ -116,7 +116,8 @@ def evaluation_table() -> pd.DataFrame:
     )
     table = pd.DataFrame(found, columns=columns.split())
     table.insert(6, "coder", "own")
-    return table
+    families = table["method"].replace({"pca_topk": "PCA", "pca_prefix": "PCA", "token_means": "token lookup"})
+    return table.assign(family=families)
 
 
 def features_table(tokens: list[str]) -> pd.DataFrame:
@@ -475,7 +476,8 @@ def hand_table(points: list[tuple]) -> pd.DataFrame:
     for name, kind, k, bits, fvu, low, high in points:
         role = "baseline" if kind == "linear" else "rays"
         for metric, triple in (("bits", (bits, None, None)), ("fvu", (fvu, low, high))):
-            found.append(["s", name, name, role, kind, k, "own", 16, metric, *triple, "excluded", "test", 10, 20, 0])
+            row = ["s", name, name, role, kind, k, "own", 16, metric, *triple, "excluded", "test", 10, 20, 0, name]
+            found.append(row)
     return pd.DataFrame(found, columns=evaluation_table().columns)
 
 

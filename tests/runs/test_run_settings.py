@@ -164,7 +164,14 @@ def test_a_run_whose_configuration_is_not_one(copy, content, fact, capsys):
 
 
 @pytest.mark.parametrize(
-    "target", ["os.system", "rayscope.text.files.os.abort", "rayscope.text.Docs", "[rayscope.model.load]"]
+    "target",
+    [
+        "os.system",
+        "rayscope.text.files.os.abort",
+        "rayscope.text.Docs",
+        "rayscope.runs.run.Run",
+        "[rayscope.model.load]",
+    ],
 )
 def test_a_configuration_calls_nothing_but_ours(copy, target, capsys):
     planted = (

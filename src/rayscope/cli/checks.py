@@ -83,8 +83,10 @@ def made_entries(config: DictConfig) -> Iterator[tuple[str, str, Any]]:
         if name != "folder":
             yield f"dictionaries.{name}", "dictionary", entry
     for name, entry in ((config.get("baselines") or {}).get("list") or {}).items():
-        if unknown := set(entry) - {"fit", "budgets", "max_k"}:
-            raise ValueError(f"baselines.list.{name}.{min(unknown)}: no such entry; it has fit, budgets and max_k")
+        if unknown := set(entry) - {"fit", "budgets", "max_k", "family"}:
+            raise ValueError(
+                f"baselines.list.{name}.{min(unknown)}: no such entry; it has fit, budgets, max_k and family"
+            )
         if "fit" not in entry:
             raise ValueError(
                 f"baselines.list.{name}: fit is not given, such as fit:{{_target_:my_module.mine,_partial_:true}}"

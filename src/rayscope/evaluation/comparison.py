@@ -24,7 +24,8 @@ class Baseline:
 
     budgets: `all` the ray dictionaries' bits, or those at the `headline` k. max_k: the most codes that the method has
     (k-means: 1); a budget above that gets this k, once, at its own fewer bits. seed: what it is fitted with, if it is
-    fitted with several.
+    fitted with several. family: what the methods have in common among whose fronts the best is looked for; its own if
+    None.
     """
 
     method: str
@@ -32,6 +33,7 @@ class Baseline:
     budgets: str = "all"
     max_k: int | None = None
     seed: int | None = None
+    family: str | None = None
 
     def __post_init__(self):
         if self.budgets not in ("all", "headline"):
@@ -68,7 +70,8 @@ def baselines_at_equal_bits(
             at_k.provenance.setdefault("tokens", fitted_tokens)
             seed = at_k.provenance.get("seed") if baseline.seed is None else baseline.seed
             name = label(baseline.method, k, baseline.seed)
-            entries.append(Entry(fit.site, baseline.method, role_of(at_k), k, seed, at_k, name))
+            family = baseline.family or baseline.method
+            entries.append(Entry(fit.site, baseline.method, role_of(at_k), k, seed, at_k, name, family=family))
     return entries
 
 

@@ -18,7 +18,8 @@ class Entry:
     role: reference, a codec without latents, such as the identity; control, directions that know nothing of the data;
     baseline; told, learned with side information; or learned directions or rays. k, seed: None if there is none.
     name: a label for people, unique at its site, from which nothing is read. coder: what finds the dictionary's codes:
-    own, the encoder that it was learned or fitted with, or a search over its directions (see `Recoded`).
+    own, the encoder that it was learned or fitted with, or a search over its directions (see `Recoded`). family: what a
+    question is asked of, such as PCA in any code; the method if it stands for itself.
     """
 
     site: Site
@@ -29,6 +30,11 @@ class Entry:
     dictionary: Dictionary
     name: str
     coder: str = "own"
+    family: str = ""
+
+    def __post_init__(self):
+        if not self.family:
+            object.__setattr__(self, "family", self.method)
 
 
 def label(method: str, k: int, seed: int | None = None) -> str:

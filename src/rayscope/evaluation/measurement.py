@@ -19,7 +19,7 @@ from rayscope.model.sites import Site
 from rayscope.streams.positions import VIEWS
 
 COLUMNS = [
-    "site", "dictionary", "method", "role", "kind", "k", "coder", "latents", "metric", "value", "low", "high",
+    "site", "dictionary", "method", "family", "role", "kind", "k", "coder", "latents", "metric", "value", "low", "high",
     "position0", "split", "tokens", "trained_tokens", "seed", "quantised", "documents",
 ]  # fmt: skip
 METRICS = [
@@ -113,9 +113,10 @@ class Measurement:
 
 def described(entry: Entry, codec: Codec) -> dict[str, Any]:
     """The columns that are the same in all of an entry's rows."""
-    columns = {"site": entry.site.hook, "dictionary": entry.name, "method": entry.method, "role": entry.role}
-    columns |= {"kind": codec.kind, "k": entry.k, "coder": entry.coder, "latents": codec.latents or None}
+    columns = {"site": entry.site.hook, "dictionary": entry.name, "method": entry.method, "family": entry.family}
+    columns |= {"role": entry.role, "kind": codec.kind, "k": entry.k, "coder": entry.coder}
     return columns | {
+        "latents": codec.latents or None,
         "seed": entry.seed,
         "trained_tokens": codec.provenance.get("tokens"),
         "quantised": codec.quantised,

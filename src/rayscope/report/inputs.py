@@ -15,7 +15,7 @@ import pandas as pd
 from rayscope.report.tables import COLUMNS, ROLES
 
 TEXT = {
-    *("site", "dictionary", "method", "role", "kind", "coder", "metric", "position0", "split", "quantised"),
+    *("site", "dictionary", "method", "family", "role", "kind", "coder", "metric", "position0", "split", "quantised"),
     *("predicate", "token", "labels"),
 }
 FEATURES = [

@@ -12,7 +12,7 @@ import pandas as pd
 from rayscope.evaluation.metrics import FEWEST_DOCUMENTS
 from rayscope.report.metrics import METRICS
 
-KEYS = ["site", "dictionary", "method", "role", "kind", "k", "coder", "latents", "position0"]
+KEYS = ["site", "dictionary", "method", "family", "role", "kind", "k", "coder", "latents", "position0"]
 COLUMNS = [*KEYS, "metric", "value", "low", "high", "split", "tokens", "trained_tokens", "seed"]
 ROLES = {
     "reference": "Reference codecs",

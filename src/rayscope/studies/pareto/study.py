@@ -28,9 +28,9 @@ from rayscope.studies.pareto.ratios import Ratios
 from rayscope.studies.study import Findings, Setting, over_seeds, resamples
 
 COLUMNS = [
-    "site", "method", "position0", "role", "k", "latents", "seed", "bits", "bits_entropy", "fvu", "fvu_low", "fvu_high",
-    "dce", "dce_low", "dce_high", "kl", "kl_low", "kl_high", "l0", "dead", "gap_omp", "gap_fista", "quantised",
-    "tokens", "splice_tokens", "gap_tokens", "trained_tokens",
+    "site", "method", "family", "position0", "role", "k", "latents", "seed", "bits", "bits_entropy",
+    "fvu", "fvu_low", "fvu_high", "dce", "dce_low", "dce_high", "kl", "kl_low", "kl_high", "l0", "dead",
+    "gap_omp", "gap_fista", "quantised", "tokens", "splice_tokens", "gap_tokens", "trained_tokens",
 ]  # fmt: skip
 DRAWS = 1000
 
@@ -153,8 +153,14 @@ def table_of(measured: Measurement, gaps: Mapping[Entry, dict[str, float]]) -> p
 def row_of(measured: Measurement, entry: Entry, position0: str, weights_BG: Tensor) -> dict[str, Any]:
     meter, statistics = measured.meter(entry), measured.statistics(entry, position0)
     ones = torch.ones(1, measured.documents, dtype=torch.float64)
-    row: dict[str, Any] = {"site": entry.site.hook, "method": entry.method, "position0": position0, "role": entry.role}
-    row |= {"k": entry.k, "seed": entry.seed, "quantised": meter.codec.quantised}
+    row: dict[str, Any] = {"site": entry.site.hook, "method": entry.method, "family": entry.family}
+    row |= {
+        "position0": position0,
+        "role": entry.role,
+        "k": entry.k,
+        "seed": entry.seed,
+        "quantised": meter.codec.quantised,
+    }
     row |= {"tokens": measured.tokens, "splice_tokens": measured.splice_tokens}
     if entry.role != "reference":
         row |= {"latents": entry.dictionary.latents, "trained_tokens": entry.dictionary.provenance.get("tokens")}
