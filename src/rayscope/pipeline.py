@@ -98,9 +98,12 @@ def finetune_dictionaries(
     other = [name for site, named in loaded.items() for name in named if name not in learned[site]]
     if other:
         raise ValueError(f"finetuning.folder={given}: {other[0]} was not learned; give learned dictionaries alone")
-    for named in learned.values():
-        for dictionary in named.values():
-            dictionary.unfold()
+    for site, named in learned.items():
+        for name, dictionary in named.items():
+            try:
+                dictionary.unfold()
+            except ValueError as error:
+                raise ValueError(f"finetuning.folder={given}: {name} at {site.hook}: {error}") from None
     last = LastRows(source.text.train, tokens=tokens, rows_per_batch=rows, seed=source.seed)
     validation = source.stream("validation", list(learned), calibration_tokens, option="training.calibration_tokens")
     about = {site: source.provenance(site) for site in learned}

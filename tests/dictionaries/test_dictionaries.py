@@ -372,7 +372,7 @@ def test_prepare_centres_and_scales():
 
 def test_its_seed_is_its_own():
     state = torch.random.get_rng_state()
-    first, second, third = TopK(16, 40, 4, seed=1), BatchTopK(16, 40, 4, seed=1), TopK(16, 40, 4, seed=2)
+    first, second, third = TopK(16, 40, 4, seed=1), TopK(16, 40, 4, seed=1), TopK(16, 40, 4, seed=2)
     assert torch.random.get_rng_state().equal(state)
     assert first.directions.equal(second.directions)
     assert not first.directions.equal(third.directions)

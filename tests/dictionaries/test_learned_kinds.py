@@ -95,7 +95,7 @@ def test_matryoshka_s_loss_is_the_mean_over_its_prefixes():
 
 def test_one_group_of_all_latents_is_the_plain_kind():
     x_ND, batches = sample(), [sample(seed=step + 1) for step in range(5)]
-    one, plain = MatryoshkaTopK(16, 40, 4, lr=1e-2, groups=[40]), TopK(16, 40, 4, lr=1e-2)
+    one, plain = MatryoshkaTopK(16, 40, 4, lr=1e-2, groups=[40], initial_rows="topk"), TopK(16, 40, 4, lr=1e-2)
     for dictionary in (one, plain):
         dictionary.prepare(x_ND, 1000)
         fit(dictionary, batches)

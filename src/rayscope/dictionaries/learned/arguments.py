@@ -15,6 +15,7 @@ def check_arguments(
     auxk: int | None,
     auxk_coefficient: float,
     whiten: bool,
+    initial_rows: str | None,
 ) -> None:
     """Raises ValueError with the argument and its value."""
     if decoder not in DECODERS:
@@ -33,6 +34,8 @@ def check_arguments(
         raise ValueError(f"auxk={auxk} must be between 0 (off) and the {latents} latents")
     if not auxk_coefficient >= 0:
         raise ValueError(f"auxk_coefficient={auxk_coefficient} must be at least 0")
+    if initial_rows is not None and not (isinstance(initial_rows, str) and initial_rows):
+        raise ValueError(f"initial_rows={initial_rows!r} must be a name or null (that of the kind)")
     if whiten and decoder == "soft_frozen":
         raise ValueError(
             "whiten=True with decoder='soft_frozen': a cap around a row in whitened space is no cap in x; choose one"

@@ -3,29 +3,30 @@
 N vectors, D site width, L latents, M chosen (vector, latent) pairs.
 """
 
-import copy
 from abc import abstractmethod
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rayscope.dictionaries.base import Codes, Dictionary
+from rayscope.dictionaries.base import Codes
 from rayscope.dictionaries.learned.arguments import check_arguments, check_run
 from rayscope.dictionaries.learned.firing import Firing
+from rayscope.dictionaries.learned.folding import Folding
 from rayscope.dictionaries.learned.naming import save_parts_as_own
 from rayscope.dictionaries.learned.rate import default_rate
+from rayscope.dictionaries.learned.rows import drawn_rows, within_caps
 from rayscope.dictionaries.learned.training_pass import TrainingPass
 from rayscope.dictionaries.learned.units import Sides, Units
-from rayscope.dictionaries.learned.vectors import check_finite, full_precision, spread, within_caps
+from rayscope.dictionaries.learned.vectors import check_finite, full_precision, spread
 from rayscope.dictionaries.learned.whitening import Whitening
 from rayscope.dictionaries.sparse.auxk import auxk_error
 from rayscope.dictionaries.sparse.kernels import SparsePattern, gather_dot, sparse_decode
 from rayscope.dictionaries.sparse.selection import products
 
 
-class Learned(Dictionary):
+class Learned(Folding):
     """pre = W_enc (s x - b_dec) + b_enc, z sparse from pre, s x_hat = z W_dec + b_dec, rows of W_dec of unit length.
 
     s is one number that makes E|s x|^2 = D, and codes are in the units of x: z / s. Gradients never reach x. A subclass
@@ -35,6 +36,7 @@ class Learned(Dictionary):
     encoder: learned; frozen, W_enc stays as drawn (its biases learn).
     lr: None, that of `default_rate`, for the steps that `train_for` is given, or for endless ones.
     whiten: learned, losses too, in y = s (x - m) P instead of s x (see `Whitening`); the metric fvu is that of x.
+    initial_rows: a name; with one seed and one name the same rows are drawn. None: the kind, so that two kinds differ.
     """
 
     training_only: tuple[str, ...] = (*Firing.state, *Whitening.state, "initial_LD")  # of a checkpoint, not of a file
@@ -55,14 +57,16 @@ class Learned(Dictionary):
         auxk: int | None = None,
         auxk_coefficient: float = 1 / 32,
         whiten: bool = False,
+        initial_rows: str | None = None,
     ):
         super().__init__(width, latents, k)
-        check_arguments(latents, seed, decoder, encoder, lr, auxk, auxk_coefficient, whiten)
+        check_arguments(latents, seed, decoder, encoder, lr, auxk, auxk_coefficient, whiten, initial_rows)
         self.seed, self.decoder, self.encoder, self.whiten = seed, decoder, encoder, whiten
+        self.initial_rows = initial_rows
         self.lr, self.lr_given = lr if lr is not None else default_rate(latents), lr is not None
         self.auxk = auxk if auxk is not None else min(width // 2, latents // 2)
         self.auxk_coefficient = auxk_coefficient
-        rows_LD = F.normalize(torch.randn(latents, width, generator=torch.Generator().manual_seed(seed)))
+        rows_LD = drawn_rows(latents, width, seed, initial_rows or self.kind)
         self.W_dec_LD = nn.Parameter(rows_LD, requires_grad=decoder != "frozen")
         self.W_enc_LD = nn.Parameter(rows_LD.clone(), requires_grad=encoder == "learned")
         self.b_enc_L = nn.Parameter(torch.zeros(latents))
@@ -79,7 +83,7 @@ class Learned(Dictionary):
         return self.b_dec_D
 
     def arguments(self) -> dict[str, Any]:
-        own = ("seed", "decoder", "encoder", "lr", "auxk", "auxk_coefficient", "whiten")
+        own = ("seed", "decoder", "encoder", "lr", "auxk", "auxk_coefficient", "whiten", "initial_rows")
         return {**super().arguments(), **{name: getattr(self, name) for name in own}}
 
     @property
@@ -242,57 +246,3 @@ class Learned(Dictionary):
 
     def calibrate(self, x_ND: Tensor, tokens_N: Tensor | None = None) -> None:
         """Sets what depends on the distribution of x; nothing does, except BatchTopK's threshold."""
-
-    @torch.no_grad()
-    def fold(self) -> None:
-        """Folds scales and whitening into the weights, in place: no result changes."""
-        self.fold_input(self.units.inner)
-        self.fold_output(self.units.outer)
-        if self.gain_L is not None:
-            self.gain_L *= self.units.inner.scale / self.units.outer.scale
-        for units in self.units.each().values():
-            units.reset()
-
-    def fold_input(self, units: Units) -> None:
-        """Folds the input's into W_enc and what is in units of pre."""
-        self.b_enc_L /= units.scale
-        if units.whitening is not None:
-            self.W_enc_LD.copy_(self.W_enc_LD @ units.whitening.P_DD)
-
-    def fold_output(self, units: Units) -> None:
-        """Folds the output's into W_dec, whose rows' lengths go to gain_L, and what is added to x_hat."""
-        self.b_dec_D.copy_(units.invert(self.b_dec_D))
-        if units.whitening is not None and self.gain_L is not None:
-            self.gain_L *= units.unwhiten(self.W_dec_LD).norm(dim=1)
-            self.W_dec_LD.copy_(self.directions)
-
-    @torch.no_grad()
-    def unfold(self) -> None:
-        """Undoes `to_save`'s folding of the scales, so that training can go on in the original units."""
-        scales = {units: self.provenance.get(f"{side}_scale", 1.0) for side, units in self.units.each().items()}
-        for units, scale in scales.items():
-            units.scale /= scale
-        self.fold()
-        for units, scale in scales.items():
-            units.scale.fill_(scale)
-
-    @torch.no_grad()
-    def to_save(self) -> Self:
-        """A copy with its scales folded into the weights; its provenance keeps them (`input_scale`), for `unfold`."""
-        folded = copy.deepcopy(self)
-        scales = {f"{side}_scale": units.scale.item() for side, units in self.units.each().items()}
-        folded.provenance = {**scales, **self.provenance}
-        folded.fold()
-        return folded
-
-    def with_k(self, k: int) -> Dictionary:
-        return super().with_k(k) if self.units.outer.whitening is None else self.to_save().with_k(k)
-
-    def weights(self) -> dict[str, Tensor]:
-        return {name: tensor for name, tensor in super().weights().items() if name not in self.training_only}
-
-    def load_weights(self, weights: dict[str, Tensor]) -> None:
-        for units in self.units.each().values():
-            units.reset()  # they are folded in what is saved
-        own = self.state_dict()
-        super().load_weights({**weights, **{name: own[name] for name in self.training_only if name in own}})

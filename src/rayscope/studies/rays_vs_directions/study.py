@@ -20,14 +20,18 @@ from rayscope.studies.study import Findings, Setting
 
 
 def makers(m: int, rank: int) -> dict[str, Callable[..., Learned]]:
-    """RAYS and DIRECTIONS cost the same bits at equal k: C(2m, k) is nearly 2^k C(m, k), and a sign costs one bit."""
+    """RAYS and DIRECTIONS cost the same bits at equal k: C(2m, k) is nearly 2^k C(m, k), and a sign costs one bit.
+
+    Arms are compared pair by pair, so those of one seed begin with the same rows (with the first m of them).
+    """
+    paired = {"initial_rows": "rays_vs_directions"}
     return {
-        RAYS: partial(TopK, latents=2 * m),
-        DIRECTIONS: partial(AbsTopK, latents=m),
-        "C_rays_m": partial(TopK, latents=m),
-        "D_directions_2m": partial(AbsTopK, latents=2 * m),
-        "E_tied_2m": partial(TiedTopK, latents=2 * m),
-        "F_rays_2m_and_dense": partial(BottleneckTopK, latents=2 * m + rank, rank=rank),
+        RAYS: partial(TopK, latents=2 * m, **paired),
+        DIRECTIONS: partial(AbsTopK, latents=m, **paired),
+        "C_rays_m": partial(TopK, latents=m, **paired),
+        "D_directions_2m": partial(AbsTopK, latents=2 * m, **paired),
+        "E_tied_2m": partial(TiedTopK, latents=2 * m, **paired),
+        "F_rays_2m_and_dense": partial(BottleneckTopK, latents=2 * m + rank, rank=rank, **paired),
     }
 
 
