@@ -27,7 +27,7 @@ from rayscope.runs.settings import say_otherwise_trained
 from rayscope.streams.harvest import ActivationStream
 from rayscope.streams.source import Source
 from rayscope.streams.stream import Batch, Stream
-from rayscope.text import SPLITS
+from rayscope.text import SPLITS, said
 from rayscope.training.finetuning import finetune
 from rayscope.training.last_rows import LastRows
 from rayscope.training.log import Log
@@ -134,7 +134,14 @@ def measure_compared(compared: Comparison, *, validation_tokens: int, **options:
     validation = source.windows("validation", compared.sites, validation_tokens)
     references = reference_codecs(compared)
     return measure(
-        source.model, source.text.test, compared.entries, references, validation, seed=source.seed, **options
+        source.model,
+        source.text.test,
+        compared.entries,
+        references,
+        validation,
+        seed=source.seed,
+        text=said(source.text.provenance),
+        **options,
     )
 
 

@@ -29,6 +29,7 @@ IN_WORDS = {
     "text": "the text, tokenizer or context",
     "model": "the model's weights or configuration",
     "dictionaries": "the dictionaries that it reads",
+    "baselines": "the text that the baselines are fitted on",
 }
 
 

@@ -304,7 +304,7 @@ def test_a_method_of_few_codes_is_measured_once_at_its_own_bits():
     null.provenance["role"] = "control"
     rays = [Linear(6, 12, k, "topk", randn(12, 6), signed=False) for k in (1, 2, 4)]
     listed = [Baseline("two", Fixed(codebook), max_k=2), Baseline("free", Fixed(null))]
-    found = baselines_at_equal_bits(NOTHING, listed, rays, 2, 100)
+    found = baselines_at_equal_bits(NOTHING, listed, rays, 2, {"tokens": 100})
     assert [entry.name for entry in found] == ["two_k1", "two_k2", "free_k1", "free_k2", "free_k4"]
     assert [(entry.method, entry.role) for entry in found[1:3]] == [("two", "baseline"), ("free", "control")]
     assert [entry.k for entry in found] == [entry.dictionary.k for entry in found] == [1, 2, 1, 2, 4]
@@ -331,4 +331,4 @@ def test_rays_of_one_k_and_two_widths_are_two_budgets():
     """
     rays = [Linear(6, L, 1, "topk", randn(L, 6), signed=False) for L in (16, 2**14)]
     listed = [Baseline("pca", Fixed(Linear(6, 16, 1, "topk", randn(16, 6), signed=True)), budgets="headline")]
-    assert [entry.k for entry in baselines_at_equal_bits(NOTHING, listed, rays, 1, 100)] == [1, 2]
+    assert [entry.k for entry in baselines_at_equal_bits(NOTHING, listed, rays, 1, {"tokens": 100})] == [1, 2]

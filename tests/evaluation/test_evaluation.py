@@ -29,6 +29,7 @@ COLUMNS = [
     *("site", "dictionary", "method", "family", "role", "kind", "k", "coder", "latents", "metric", "value", "low"),
     "high",
     *("position0", "split", "tokens", "trained_tokens", "seed", "quantised", "documents"),
+    *("text", "fitted_on"),
 ]
 METRICS = {
     "fvu",

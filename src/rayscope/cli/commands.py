@@ -224,6 +224,7 @@ def open_source(config: DictConfig, records: Records, reads: Path | None = None)
 
 def open_comparison(config: DictConfig, records: Records):
     """The saved dictionaries, and the baselines at their bits."""
+    from rayscope.cli.texts import of_baselines
     from rayscope.evaluation.comparison import Baseline, compare
     from rayscope.evaluation.entry import named_entries
     from rayscope.evaluation.saved import load_dictionaries
@@ -235,8 +236,11 @@ def open_comparison(config: DictConfig, records: Records):
     learned = load_dictionaries(place, source.model)
     say_otherwise_trained(learned, source, differences(place, config))
     options = dict(config.baselines)
+    fitting = of_baselines(options.pop("text"), source, learned, place, config.cache)
+    if fitting is not source:
+        same_inputs(records, {"baselines": fitting.text.fingerprint})
     listed = [Baseline(method, **hydra.utils.instantiate(entry)) for method, entry in options.pop("list").items()]
-    return compare(source, named_entries(learned), listed, **options)
+    return compare(source, named_entries(learned), listed, **options, fitting=fitting)
 
 
 def log_evaluation(loggers: Sequence[Any], table) -> None:

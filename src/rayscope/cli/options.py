@@ -131,6 +131,7 @@ OPTIONS: dict[str, Type] = {  # the first that a key matches; * stands for names
     **each("dictionaries.*", DICTIONARY),
     "dictionaries.*.*": Anything(),  # of a class of the user's own, which checks it
     "baselines.fit_tokens": COUNT,
+    "baselines.text": choice("auto", "dictionaries", "evaluated"),
     "baselines.headline_k": COUNT,
     "baselines.sample": Whole(0),
     **each("baselines.list.*.fit", FIT),

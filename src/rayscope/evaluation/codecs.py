@@ -73,8 +73,8 @@ class Identity(Codec):
 class Mean(Codec):
     """x_hat = mean: nothing is known."""
 
-    def __init__(self, mean_D: Tensor):
-        self.mean_D = mean_D
+    def __init__(self, mean_D: Tensor, provenance: Mapping[str, Any] | None = None):
+        self.mean_D, self.provenance = mean_D, provenance or {}
 
     def reconstruct(self, vectors: Vectors) -> tuple[Tensor, Codes]:
         return self.mean_D.expand_as(vectors.target_ND), no_codes(vectors)
@@ -83,17 +83,21 @@ class Mean(Codec):
 class Position0(Codec):
     """x_hat = one mean at position 0, another elsewhere: that alone is known."""
 
-    def __init__(self, first_D: Tensor, rest_D: Tensor):
-        self.first_D, self.rest_D = first_D, rest_D
+    def __init__(self, first_D: Tensor, rest_D: Tensor, provenance: Mapping[str, Any] | None = None):
+        self.first_D, self.rest_D, self.provenance = first_D, rest_D, provenance or {}
 
     def reconstruct(self, vectors: Vectors) -> tuple[Tensor, Codes]:
         first_N1 = vectors.first_N.to(vectors.target_ND.device)[:, None]
         return torch.where(first_N1, self.first_D, self.rest_D), no_codes(vectors)
 
 
-def references(first_D: Tensor, rest_D: Tensor) -> dict[str, Codec]:
-    """By their names in every table; from a site's mean at position 0 and its mean at later positions in a stream."""
-    return dict(zip(REFERENCES, (Identity(), Mean(rest_D), Position0(first_D, rest_D)), strict=True))
+def references(first_D: Tensor, rest_D: Tensor, provenance: Mapping[str, Any] | None = None) -> dict[str, Codec]:
+    """By their names in every table; from a site's mean at position 0 and its mean at later positions in a stream.
+
+    provenance: of what the means are of.
+    """
+    codecs = (Identity(), Mean(rest_D, provenance), Position0(first_D, rest_D, provenance))
+    return dict(zip(REFERENCES, codecs, strict=True))
 
 
 def no_codes(vectors: Vectors) -> Codes:

@@ -1,7 +1,7 @@
 """Comparison: the dictionaries of each site alongside the baselines at equal bits."""
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -50,12 +50,16 @@ class Baseline:
 
 
 def baselines_at_equal_bits(
-    fit: SiteFit, baselines: Iterable[Baseline], learned: Iterable[Dictionary], headline_k: int, fitted_tokens: int
+    fit: SiteFit,
+    baselines: Iterable[Baseline],
+    learned: Iterable[Dictionary],
+    headline_k: int,
+    about: Mapping[str, Any],
 ) -> list[Entry]:
     """Each baseline at the least k that costs at least the bits of a learned dictionary, once at each k.
 
     The budgets are those of rays of a fixed k (of any dictionary, if there are none): the few bits by which a baseline
-    is above are its advantage.
+    is above are its advantage. about: the provenance of what was fitted.
     """
     every = sorted({(d.k, d.bits()) for d in plain_rays(learned)})
     budgets = {"all": every, "headline": [(k, bits) for k, bits in every if k == headline_k] or every}
@@ -67,7 +71,7 @@ def baselines_at_equal_bits(
         most = baseline.max_k or dictionary.latents
         for k in dict.fromkeys(min(dictionary.k_of_bits(bits), most) for _, bits in budgets[baseline.budgets]):
             at_k = dictionary.with_k(k)
-            at_k.provenance.setdefault("tokens", fitted_tokens)
+            at_k.provenance = {**about, **at_k.provenance}
             seed = at_k.provenance.get("seed") if baseline.seed is None else baseline.seed
             name = label(baseline.method, k, baseline.seed)
             family = baseline.family or baseline.method
@@ -79,10 +83,12 @@ def baselines_at_equal_bits(
 class Comparison:
     """What is compared. entries: at each site its baselines at equal bits, then its learned dictionaries.
 
+    source: whose text is measured; fitting: on whose training text baselines and references are fitted.
     fitted: what the baselines were fitted from, {site.key: SiteFit}; headline_k: where single budgets are read.
     """
 
     source: Source
+    fitting: Source
     learned: Sequence[Entry]
     entries: Sequence[Entry]
     fitted: dict[str, SiteFit]
@@ -101,20 +107,24 @@ def compare(
     fit_tokens: int,
     sample: int = 0,
     option: str = "baselines.fit_tokens",
+    fitting: Source | None = None,
 ) -> Comparison:
     """Fits the baselines at every site of the learned dictionaries.
 
     sample: how many of the fit_tokens' vectors per site stay in memory (4 bytes x width each) for baselines that need
-    them; option: what the user calls `fit_tokens`.
+    them; option: what the user calls `fit_tokens`; fitting: the source of the text that they are fitted on, if it is
+    another than the one measured.
     """
+    fitting = fitting or source
     sites = list(dict.fromkeys(entry.site for entry in learned))
-    stream = source.stream("train", sites, fit_tokens, "fp32", option)
-    fitted = fit_sites(source.model, sites, stream, sample, source.seed)
+    stream = fitting.stream("train", sites, fit_tokens, "fp32", option)
+    fitted = fit_sites(fitting.model, sites, stream, sample, fitting.seed)
+    about = {"tokens": fit_tokens, "text": fitting.text.provenance}
     entries = []
     for site in sites:
         here = [entry for entry in learned if entry.site == site]
         dictionaries, names = [entry.dictionary for entry in here], {entry.name for entry in here}
-        for entry in baselines_at_equal_bits(fitted[site.key], baselines, dictionaries, headline_k, fit_tokens):
+        for entry in baselines_at_equal_bits(fitted[site.key], baselines, dictionaries, headline_k, about):
             if entry.name in names:
                 raise ValueError(
                     f"{entry.name} at {site.hook} is a baseline's name too; rename the dictionary's folder"
@@ -122,7 +132,7 @@ def compare(
             entry.dictionary.to(source.model.device)
             entries.append(entry)
         entries += here
-    return Comparison(source, learned, entries, fitted, headline_k)
+    return Comparison(source, fitting, learned, entries, fitted, headline_k)
 
 
 def plain_rays(dictionaries: Iterable[Dictionary]) -> list[Dictionary]:
@@ -142,8 +152,9 @@ def reference_codecs(compared: Comparison, rows: int = 64) -> dict[Site, dict[st
     """Of each site: from its means over training text,
     at position 0 and in the stream that baselines were fitted from.
     """
-    source, sites, device = compared.source, compared.sites, compared.source.model.device
+    source, sites, device = compared.fitting, compared.sites, compared.fitting.model.device
     chosen = torch.randperm(len(source.text.train), generator=generator_of("position 0", source.seed)).numpy()[:rows]
     tokens_RC, _ = read_rows(source.text.train, chosen)
     x_RCD = source.model.activations(tokens_RC[:, :1], sites)  # position 0 sees no other position
-    return {s: references(x_RCD[s.key][:, 0].mean(0), compared.fitted[s.key].mean_D.to(device)) for s in sites}
+    about = {"text": source.text.provenance}
+    return {s: references(x_RCD[s.key][:, 0].mean(0), compared.fitted[s.key].mean_D.to(device), about) for s in sites}

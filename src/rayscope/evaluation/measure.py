@@ -62,12 +62,15 @@ def measure(
     quantise: bool = True,
     seed: int = 0,
     split: str = "test",
+    text: str = "",
 ) -> Measurement:
     """Every entry, and the references of its site.
 
     Reconstruction is measured on `tokens` of the split, loss and KL on the first `splice_tokens` of those, all in fp32.
     Special tokens, on which nothing is trained, are left out of both (see `positions.coded`): they keep their
     activations.
+
+    text: what tables call the text that the rows are of.
 
     validation: whole rows on which each latent's range and frequency are read; a dictionary is measured with its codes
     on 256 levels of that range, or, without `quantise`, as they are.
@@ -94,7 +97,7 @@ def measure(
                 add(predicted_G, window, torch.ones_like(clean.loss_RC))
             for site, sums in sites.items():
                 measure_site(site, sums, window, clean, advance)
-    return Measurement(listed, sites, clean_G, predicted_G, split, len(chosen) * context, len(spliced) * context)
+    return Measurement(listed, sites, clean_G, predicted_G, split, len(chosen) * context, len(spliced) * context, text)
 
 
 def passes(

@@ -17,10 +17,12 @@ from rayscope.evaluation.entry import Entry
 from rayscope.evaluation.meter import Meter, SiteSums
 from rayscope.model.sites import Site
 from rayscope.streams.positions import VIEWS
+from rayscope.text import said
 
 COLUMNS = [
     "site", "dictionary", "method", "family", "role", "kind", "k", "coder", "latents", "metric", "value", "low", "high",
     "position0", "split", "tokens", "trained_tokens", "seed", "quantised", "documents",
+    "text", "fitted_on",
 ]  # fmt: skip
 METRICS = [
     "fvu", "dce", "kl", "loss_recovered_zero", "loss_recovered_mean", "l2_ratio", "l0", "density", "dead", "bits",
@@ -45,6 +47,7 @@ class Measurement:
     split: str
     tokens: int
     splice_tokens: int
+    text: str = ""  # as tables call it
 
     @property
     def documents(self) -> int:
@@ -96,7 +99,7 @@ class Measurement:
                 row["low"], row["high"] = metrics.interval(statistics[metric], weights_BG, documents)
             elif metric in whole:
                 row["value"] = whole[metric]
-            rows.append(described(entry, meter.codec) | row)
+            rows.append(described(entry, meter.codec) | {"text": self.text} | row)
         return rows
 
     def densities(self) -> pd.DataFrame:
@@ -120,4 +123,5 @@ def described(entry: Entry, codec: Codec) -> dict[str, Any]:
         "seed": entry.seed,
         "trained_tokens": codec.provenance.get("tokens"),
         "quantised": codec.quantised,
+        "fitted_on": said(codec.provenance.get("text")),
     }

@@ -24,6 +24,7 @@ from rayscope.report.latents import contexts
 from rayscope.report.metrics import METRICS
 from rayscope.report.studies import finished
 from rayscope.report.tables import COLUMNS, ROLES, at_k, documents_said, headline_k, rows, seeds_said, values_said
+from rayscope.report.texts import texts_said, unlike_said
 from rayscope.report.verdicts import BASELINES, METHODS, answer, outcome_said, verdicts
 from rayscope.runs.run import PAGE, is_page
 
@@ -82,6 +83,7 @@ def build(run: Path, studies: Path | None = None) -> Path:
         seeds=seeds_said(evaluation) if len(evaluation) else "",
         documents=documents_said(evaluation) if len(evaluation) else "",
         values=values_said(evaluation),
+        texts=texts_said(evaluation) if len(evaluation) else "",
         roles=ROLES,
         studies=finished(Path(studies)) if studies else [],
     )
@@ -160,7 +162,7 @@ def sites(evaluation: pd.DataFrame, table: pd.DataFrame) -> list[dict]:
             {
                 "name": site,
                 "k": f"{k:.0f}",
-                "answer": answer(headline),
+                "answer": f"{answer(headline)} {unlike_said(this)}".rstrip(),
                 "verdicts": pairs(headline),
                 "all": pairs(all_k + rays_against_directions),
                 "included_verdicts": pairs(verdicts(this, position0="included")),

@@ -13,10 +13,11 @@ from typing import Any
 import pandas as pd
 
 from rayscope.report.tables import COLUMNS, ROLES
+from rayscope.report.texts import NAMED
 
 TEXT = {
     *("site", "dictionary", "method", "family", "role", "kind", "coder", "metric", "position0", "split", "quantised"),
-    *("predicate", "token", "labels"),
+    *("predicate", "token", "labels", *NAMED),
 }
 FEATURES = [
     "site",

@@ -13,6 +13,7 @@ from rich.text import Text
 from rayscope.escapes import visible
 from rayscope.report.metrics import METRICS
 from rayscope.report.tables import ROLES, at_k, documents_said, headline_k, rows, seeds_said, values_said
+from rayscope.report.texts import texts_said, unlike_said
 from rayscope.report.verdicts import BASELINES, answer, sentence, verdicts
 
 
@@ -52,10 +53,12 @@ def print_summary(evaluation: pd.DataFrame, console: Console, k: float | None = 
     """The table that matters for each site, and whether rays beat PCA there at equal bits."""
     headline = headline_k(rows(evaluation)) if k is None else k
     found = [row for row in verdicts(evaluation, roles=("rays",)) if row["k"] == headline]
+    unlike = unlike_said(evaluation)
     for site in dict.fromkeys(evaluation["site"]):
         here = [row for row in found if row["site"] == site]
         console.print(summary_table(evaluation, site, headline))
-        console.print(Text(f"Do rays beat {' and '.join(BASELINES)} here? {answer(here)}", style="bold"))
+        said = f"Do rays beat {' and '.join(BASELINES)} here? {answer(here)} {visible(unlike)}"
+        console.print(Text(said.rstrip(), style="bold"))
         for row in here:
             console.print(Text(f"  {visible(sentence(row))}"), soft_wrap=True)
         console.print()
@@ -66,3 +69,5 @@ def print_summary(evaluation: pd.DataFrame, console: Console, k: float | None = 
     console.print(Text(f"{words} {values_said(evaluation)} {seeds_said(evaluation)}."))
     if documents := documents_said(evaluation):
         console.print(Text(f"Measured on {documents}."))
+    if texts := texts_said(evaluation):
+        console.print(Text(visible(texts)))

@@ -83,5 +83,5 @@ class Source:
         return {"text": self.text.fingerprint, "model": hashlib.sha256(about.encode()).hexdigest()}
 
     def provenance(self, site: Site) -> dict[str, Any]:
-        text = {"name": self.text.name, "sha256": self.text.fingerprint, "context": self.text.context}
-        return {"site": site.hook, "model": self.model.provenance(), "text": text, "precision": self.precision}
+        about = {"model": self.model.provenance(), "text": self.text.provenance, "precision": self.precision}
+        return {"site": site.hook, **about}

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -47,10 +48,31 @@ class PackedText:
     test: Rows
     name: str = ""  # what tables call the text
 
+    @property
+    def provenance(self) -> dict[str, Any]:
+        return {"name": self.name, "sha256": self.fingerprint, "context": self.context}
+
     def __getitem__(self, split: str) -> Rows:
         if split not in SPLITS:
             raise ValueError(f"split={split}: there are {', '.join(SPLITS)}")
         return getattr(self, split)
+
+
+def said(provenance: Any) -> str:
+    """A text as tables call it, as in "docs 1a2b3c4d", from its provenance; empty for one that says no hash."""
+    about = provenance if isinstance(provenance, dict) else {}
+    sha256 = about.get("sha256")
+    return f"{about.get('name') or 'text'} {sha256[:8]}" if isinstance(sha256, str) else ""
+
+
+def fingerprint_of(source: Source, tokenizer, context: int) -> str:
+    """Of the source's documents, the tokenizer and the context, without packing them."""
+    return keyed(source, source.fingerprint(), Encoder.of(tokenizer), context)
+
+
+def keyed(source: Source, documents: str, encoder: "Encoder", context: int) -> str:
+    rules = hashlib.sha256(encoder.rules.encode()).hexdigest()
+    return hashlib.sha256(json.dumps([LAYOUT, documents, rules, context, source.max_tokens]).encode()).hexdigest()
 
 
 def pack(source: Source, tokenizer, context: int, cache: str | Path | None = None) -> PackedText:
@@ -62,8 +84,7 @@ def pack(source: Source, tokenizer, context: int, cache: str | Path | None = Non
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise ValueError(f"text.max_tokens={limit}: a whole number, at least 1, or null for all of the text")
     encoder, documents = Encoder.of(tokenizer), source.fingerprint()
-    key = json.dumps([LAYOUT, documents, hashlib.sha256(encoder.rules.encode()).hexdigest(), context, limit])
-    fingerprint = hashlib.sha256(key.encode()).hexdigest()
+    fingerprint = keyed(source, documents, encoder, context)
     folder = Path(cache or cache_folder()).expanduser() / "text" / fingerprint[:16]
     sweep(folder.parent, age=5, inside=())
     if (folder / "text.json").exists():
