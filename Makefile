@@ -1,21 +1,22 @@
-# demo · test · test-fast · check · lint · docs · faults · bench · wheel-check: each installs what it needs into .venv first.
+# demo · test · test-slow · check · lint · docs · faults · bench · wheel-check: each installs what it needs into .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test test-fast check lint docs faults bench wheel-check clean
+.PHONY: demo test test-fast test-slow check lint docs faults bench wheel-check clean
 
 demo: $(INSTALLED)
 	$(BIN)/rayscope demo
 
-test: $(INSTALLED)
-	$(BIN)/python -m pytest
-
-# Without the tests marked slow.
-test-fast: $(INSTALLED)
+# All tests that are not marked slow.
+test test-fast: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow"
 
-check: lint docs test
+# The others: they train for long, start processes or kill them. A quarter of an hour on two cores.
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow
+
+check: lint docs test test-slow
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
