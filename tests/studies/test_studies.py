@@ -20,8 +20,8 @@ from rayscope.report import read_verdict, verdict_lines
 from rayscope.streams.source import Source
 from rayscope.streams.stream import Batch
 from rayscope.streams.surrogates import moments_of
-from rayscope.studies import Findings, Observed, Prediction, Setting, conduct, over_seeds
-from rayscope.studies.study import resamples
+from rayscope.studies import Findings, Observed, Prediction, Setting, conduct
+from rayscope.studies.intervals import resamples
 from rayscope.studies.surrogate import MATCHED, STREAMS, make_arenas, worst_share
 
 
@@ -69,26 +69,6 @@ def test_of_one_seed_or_few_documents_nothing_is_judged():
 def test_a_threshold_that_is_no_limit_is_refused_before_the_study_runs():
     with pytest.raises(ValueError, match="'>=2' is not such as"):
         Prediction("it holds", ">=2")
-
-
-def test_interval_over_seeds_is_that_of_the_mean_of_resampled_seeds():
-    same = over_seeds([(1.0, torch.full((500,), 1.0)), (1.0, torch.full((500,), 1.0))])
-    assert (same.value, same.low, same.high) == (1.0, 1.0, 1.0)
-    apart = over_seeds([(0.0, torch.zeros(4000)), (1.0, torch.ones(4000))])
-    # a quarter of the draws takes one seed twice, and sqrt 2 makes the half between seed and mean .707
-    assert (apart.value, apart.low, apart.high) == pytest.approx((0.5, 0.5 - 0.5**0.5, 0.5 + 0.5**0.5))
-    draws_B = torch.arange(1001, dtype=torch.float64)  # one seed: its documents' own quantiles
-    alone = over_seeds([(500.0, draws_B)])
-    assert (alone.value, alone.low, alone.high) == (500.0, 25.0, 975.0)
-
-
-def test_draws_over_seeds_have_the_variance_of_a_mean_of_seeds():
-    """The usual s^2 / S, s^2 with S - 1, from the interval of values drawn far more finely than its quantiles ask."""
-    values = torch.linspace(-3, 3, 6).double()
-    found = over_seeds([(v.item(), v.expand(200_000)) for v in values])
-    assert (found.high - found.low) / (2 * 1.96) == pytest.approx((values.var() / 6).sqrt().item(), rel=0.03)
-    worst = over_seeds([(1.0, torch.tensor([1.0, torch.inf])), (1.0, torch.tensor([1.0, torch.inf]))])
-    assert (worst.low, worst.high) == (1.0, torch.inf)  # a draw without a number to divide by stays the worst
 
 
 def test_a_study_observes_what_is_predicted(model, packed, tmp_path):

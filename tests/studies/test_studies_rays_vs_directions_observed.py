@@ -76,8 +76,8 @@ def observed(records: Records, seeds: tuple[int, ...] = SEEDS, sites: tuple[Site
 
 
 def apart(first: float, second: float) -> tuple[float, float, float]:
-    """Of two seeds: their mean, from which each is half of their difference away, times sqrt 2."""
-    mean, away = (first + second) / 2, abs(first - second) / 2**0.5
+    """Of two seeds: their mean and the interval of t with one degree of freedom, 12.7 standard errors to each side."""
+    mean, away = (first + second) / 2, 12.7062047 * abs(first - second) / 2
     return mean, mean - away, mean + away
 
 

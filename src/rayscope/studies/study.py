@@ -1,7 +1,4 @@
-"""A study: a question, predictions registered before the run, what was found -> table.csv, figure.svg, verdict.json.
-
-B bootstrap draws, S seeds, G documents.
-"""
+"""A study: a question, predictions registered before the run, what was found -> table.csv, figure.svg, verdict.json."""
 
 import json
 import math
@@ -11,16 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
-from torch import Tensor
 
 from rayscope.evaluation.measure import documents_predicted
-from rayscope.evaluation.metrics import FEWEST_DOCUMENTS, bootstrap_weights
 from rayscope.files import write_whole
 from rayscope.limits import met
 from rayscope.model.sites import Site
 from rayscope.streams.source import Source
 from rayscope.streams.stream import Stream
+from rayscope.studies.intervals import Observed, enough_documents
 
 FEWEST_SEEDS = 2  # of one, nothing tells how another would have come out
 
@@ -80,19 +75,6 @@ class Setting:
         documents = {d for number in range(len(stream)) for d in stream.labels(number).documents_N.unique().tolist()}
         enough_documents(len(documents), f"{self.option(name)}={tokens}")
         return stream
-
-
-@dataclass(frozen=True)
-class Observed:
-    """A number and the central 95% of its bootstrap (the number itself, twice, where nothing is drawn)."""
-
-    value: float
-    low: float
-    high: float
-
-    @classmethod
-    def exactly(cls, value: float) -> "Observed":
-        return cls(value, value, value)
 
 
 @dataclass(frozen=True)
@@ -163,36 +145,3 @@ def conduct(
     }
     write_whole(setting.folder / "verdict.json", json.dumps(verdict, indent=1, allow_nan=False))
     return verdict
-
-
-def enough_documents(documents: int, option: str) -> None:
-    """Raises ValueError for fewer documents than an interval takes. option: as given, what says how many are read."""
-    if documents < FEWEST_DOCUMENTS:
-        raise ValueError(
-            f"{option} reads {documents} document{'s' * (documents != 1)} of the test split, an interval needs "
-            f"{FEWEST_DOCUMENTS}; raise it, or give more or shorter documents"
-        )
-
-
-def resamples(documents: int, draws: int, seed: int = 0) -> Tensor:
-    """`metrics.bootstrap_weights`; ValueError for fewer documents than an interval takes."""
-    enough_documents(documents, "text: the study")
-    return bootstrap_weights(documents, draws, seed)
-
-
-def over_seeds(draws: Sequence[tuple[float, Tensor]], seed: int = 0) -> Observed:
-    """The mean over seeds of a statistic, each seed given as (its value, [B] its bootstrap over documents).
-
-    A draw takes S seeds with replacement; their mean's distance from that of all seeds, under the same draw's
-    documents, is taken sqrt(S / (S - 1)) times, without which S resampled seeds have (S - 1) / S of the variance (Efron
-    1982, 7.2).
-    """
-    value = sum(v for v, _ in draws) / len(draws)
-    draws_SB = torch.stack([d.double() for _, d in draws])
-    S, B = draws_SB.shape
-    chosen_SB = torch.randint(S, (S, B), generator=torch.Generator().manual_seed(seed))
-    chosen_B, all_B = draws_SB.gather(0, chosen_SB).mean(0), draws_SB.mean(0)
-    wider_B = all_B + (S / max(S - 1, 1)) ** 0.5 * (chosen_B - all_B)
-    means_B = torch.where(all_B.isfinite(), wider_B, chosen_B)
-    ends = ((0.025, "lower"), (0.975, "higher"))  # of two draws never a mean, which with infinity is no number
-    return Observed(float(value), *(means_B.nanquantile(q, interpolation=which).item() for q, which in ends))

@@ -28,7 +28,8 @@ from rayscope.streams.statistics import Moments
 from rayscope.streams.stream import Batch, Stream
 from rayscope.streams.surrogates import Surrogate, sample_sites
 from rayscope.studies.arms import Arm, train_arms
-from rayscope.studies.study import Findings, Observed, Setting, over_seeds, resamples
+from rayscope.studies.intervals import Observed, over_seeds, resamples
+from rayscope.studies.study import Findings, Setting
 from rayscope.text import SPLITS
 
 MATCHED = ("gaussian", "elliptical", "pc_shuffled", "token_mixture")  # of the real mean and covariance

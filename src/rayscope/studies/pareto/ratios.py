@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rayscope.evaluation.entry import Entry
 from rayscope.evaluation.measurement import Measurement
-from rayscope.studies.study import resamples
+from rayscope.studies.intervals import resamples
 
 LARGEST = 1000.0  # a ratio of losses; the denominator can vanish
 

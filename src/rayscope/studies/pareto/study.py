@@ -22,10 +22,11 @@ from rayscope.model.sites import Site
 from rayscope.pipeline import measure_compared
 from rayscope.streams.positions import VIEWS
 from rayscope.studies.arms import Arm, groups, lent, parts, train_arms
+from rayscope.studies.intervals import over_seeds, resamples
 from rayscope.studies.pareto.amortisation import amortisation
 from rayscope.studies.pareto.figure import figure
 from rayscope.studies.pareto.ratios import Ratios
-from rayscope.studies.study import Findings, Setting, over_seeds, resamples
+from rayscope.studies.study import Findings, Setting
 
 COLUMNS = [
     "site", "method", "family", "position0", "role", "k", "latents", "seed", "bits", "bits_entropy",

@@ -21,9 +21,9 @@ from rayscope.streams.planted import World
 from rayscope.streams.positions import VIEWS
 from rayscope.streams.stream import Batch
 from rayscope.studies.arms import Arm, train_arms
+from rayscope.studies.intervals import resamples
 from rayscope.studies.rays_vs_directions.polarity import PARTS, Ends, Polarity
 from rayscope.studies.rays_vs_directions.records import RAYS, Records, world_stream
-from rayscope.studies.study import resamples
 
 DRAWS = 1000
 POLARITY_DRAWS = 200

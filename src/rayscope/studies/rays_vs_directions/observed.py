@@ -12,9 +12,9 @@ from torch import Tensor
 
 from rayscope.model.sites import Site
 from rayscope.studies.arms import Arm
+from rayscope.studies.intervals import Observed, over_seeds
 from rayscope.studies.pareto.ratios import LARGEST
 from rayscope.studies.rays_vs_directions.records import DIRECTIONS, RAYS, Records, world_stream
-from rayscope.studies.study import Observed, over_seeds
 
 DRAWS = 1000
 NOTHING = Observed.exactly(float("nan"))

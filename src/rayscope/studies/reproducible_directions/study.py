@@ -24,8 +24,9 @@ from rayscope.streams.source import Source
 from rayscope.streams.stream import Batch, Stream
 from rayscope.streams.surrogates import KINDS, Surrogate, sample_sites
 from rayscope.studies.arms import train_arms
+from rayscope.studies.intervals import Observed, over_seeds, resamples
 from rayscope.studies.reproducible_directions.reproduced import Counts, HeldOut, reproduced
-from rayscope.studies.study import Findings, Observed, Setting, over_seeds, resamples
+from rayscope.studies.study import Findings, Setting
 
 REAL, RANDOM = "real", "random_weights"
 DRAWS = 1000
