@@ -375,25 +375,3 @@ def test_a_shorter_context_changes_no_activation(tiny_gpt2: Path, model: Languag
     tokens_RC = some_tokens(model)
     there = model.activations(tokens_RC, [site])[site.key][:, :16]
     torch.testing.assert_close(short.activations(tokens_RC[:, :16], [site])[site.key], there, rtol=1e-5, atol=1e-5)
-
-
-@torch.no_grad()
-def test_a_random_twin_has_the_shape_and_the_weights_that_gpt2_starts_from(model: LanguageModel):
-    before = torch.random.get_rng_state()
-    twin, same, other = model.randomised(1), model.randomised(1), model.randomised(2)
-    assert torch.equal(torch.random.get_rng_state(), before)
-    assert twin.fingerprint == same.fingerprint
-    assert len({twin.fingerprint, other.fingerprint, model.fingerprint}) == 3
-    assert twin.name == f"{model.name} (random weights, seed 1)"
-    assert twin.tokenizer is model.tokenizer
-    shapes = [{n: t.shape for n, t in m.network.state_dict().items()} for m in (twin, model)]
-    assert shapes[0] == shapes[1]
-    config, block = model.network.config, twin.network.transformer.h[1]
-    std = config.initializer_range  # GPT-2: N(0, std), into the residual stream std / sqrt(2 layers), no biases
-    assert block.mlp.c_fc.weight.std() == pytest.approx(std, rel=0.05)
-    assert block.mlp.c_proj.weight.std() == pytest.approx(std / (2 * config.n_layer) ** 0.5, rel=0.05)
-    assert not block.mlp.c_fc.bias.any()
-    assert twin.network.lm_head.weight.data_ptr() == twin.network.transformer.wte.weight.data_ptr()
-    tokens_RC = some_tokens(model)
-    torch.testing.assert_close(twin.unembed(twin.run_blocks(twin.embed(tokens_RC))), twin.network(tokens_RC).logits)
-    assert not any(parameter.requires_grad for parameter in twin.network.parameters())

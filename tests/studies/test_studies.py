@@ -15,6 +15,7 @@ from rayscope.cli.groups import groups
 from rayscope.evaluation.codecs import references
 from rayscope.evaluation.measure import documents_predicted, measure
 from rayscope.evaluation.meter import Meter
+from rayscope.model.nulls import random_weights
 from rayscope.model.sites import resolve
 from rayscope.report import read_verdict, verdict_lines
 from rayscope.streams.source import Source
@@ -252,7 +253,7 @@ def test_each_arena_is_the_stream_of_its_name(model, packed, tmp_path):
         found, of = (moments_of(a.test.activations[site.key]) for a in (arenas[kind], real))
         torch.testing.assert_close(found.covariance_DD, of.covariance_DD, rtol=1e-3, atol=1e-4)
     other = arenas["random_weights"]
-    expected = Source(model.randomised(0), packed, batch_size=64).stream("test", [site], 640, "fp32")
+    expected = Source(random_weights(model, 0), packed, batch_size=64).stream("test", [site], 640, "fp32")
     assert torch.equal(other.test.activations[site.key], Batch.join(expected).activations[site.key])
     assert other.stream.model.fingerprint == expected.model.fingerprint != model.fingerprint
     assert other.stream[0].activations[site.key].shape == real.stream[0].activations[site.key].shape

@@ -88,16 +88,6 @@ class LanguageModel:
     def provenance(self) -> dict[str, Any]:
         return {"name": self.name, "sha256": self.fingerprint, "weights": "raw", "architecture": self.architecture}
 
-    def randomised(self, seed: int = 0) -> "LanguageModel":
-        """A model of the same shape and tokenizer with the weights that GPT-2 starts from:
-        what training put in is gone.
-        """
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            network = type(self.network)(copy.deepcopy(self.network.config))
-        network.eval().requires_grad_(False).to(self.device)
-        return LanguageModel(f"{self.name} (random weights, seed {seed})", network, self.tokenizer, self.device)
-
     def embed(self, tokens_RC: Tensor) -> Tensor:
         transformer = self.network.transformer
         positions = torch.arange(tokens_RC.shape[1], device=tokens_RC.device)

@@ -57,29 +57,29 @@ def over_seeds(draws: Sequence[tuple[float, Tensor]]) -> Observed:
 
     An end is a draw, never a mean of two, which with infinity is no number. Draws that are NaN are left out.
     """
-    values_S = torch.tensor([value for value, _ in draws], dtype=torch.float64)
-    documents_B = torch.stack([draws_B.double() for _, draws_B in draws]).mean(0)
-    seeds_Q = spread_over_seeds(values_S)
-    means_N = (documents_B[:, None] + seeds_Q).flatten()
-    return Observed(values_S.mean().item(), *ends(means_N[~means_N.isnan()]))
+    values_S = np.array([value for value, _ in draws])
+    documents_B = torch.stack([draws_B.double() for _, draws_B in draws]).mean(0).numpy()
+    means_N = np.add.outer(documents_B, spread_over_seeds(values_S)).ravel()
+    return Observed(float(values_S.mean()), *ends(means_N[~np.isnan(means_N)]))
 
 
-def spread_over_seeds(values_S: Tensor) -> Tensor:
+def spread_over_seeds(values_S: np.ndarray) -> np.ndarray:
     """[Q] the quantiles of s / sqrt(S) T; 0 for one seed, and if a value is not finite, of which no draw is made."""
     S = len(values_S)
-    if S < 2 or not values_S.isfinite().all():
-        return values_S.new_zeros(1)
-    return values_S.std() / S**0.5 * quantiles_of_t(S - 1)
+    if S < 2 or not np.isfinite(values_S).all():
+        return np.zeros(1)
+    return values_S.std(ddof=1) / S**0.5 * quantiles_of_t(S - 1)
 
 
 @cache
-def quantiles_of_t(degrees: int) -> Tensor:
-    return torch.from_numpy(t.ppf(np.arange(1, QUANTILES + 1) / (QUANTILES + 1), degrees))
+def quantiles_of_t(degrees: int) -> np.ndarray:
+    return t.ppf(np.arange(1, QUANTILES + 1) / (QUANTILES + 1), degrees)
 
 
-def ends(draws_N: Tensor, outside: float = 0.025) -> tuple[float, float]:
+def ends(draws_N: np.ndarray, outside: float = 0.025) -> tuple[float, float]:
     """The draws nearest to the quantiles, on their outer sides; NaN if there are none."""
     if not (N := len(draws_N)):
         return float("nan"), float("nan")
-    place = int(outside * (N - 1))
-    return draws_N.kthvalue(place + 1).values.item(), draws_N.kthvalue(N - place).values.item()
+    places = int(outside * (N - 1)), N - 1 - int(outside * (N - 1))
+    low, high = np.partition(draws_N, places)[list(places)]
+    return float(low), float(high)

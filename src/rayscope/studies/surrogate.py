@@ -22,6 +22,7 @@ from rayscope.drawing import COLOURS, MARKERS, label, panels
 from rayscope.evaluation import metrics
 from rayscope.evaluation.meter import Meter
 from rayscope.evaluation.reconstruction import reconstruct
+from rayscope.model.nulls import random_weights
 from rayscope.model.sites import Site
 from rayscope.streams.source import Source
 from rayscope.streams.statistics import Moments
@@ -182,7 +183,7 @@ def make_arenas(
     for kind in MATCHED:
         null = Surrogate(kind, known, train, seed=source.seed)
         yield kind, Arena(null, null.match(held["validation"]), null.match(held["test"]), moments)
-    other = replace(source, model=source.model.randomised(source.seed))
+    other = replace(source, model=random_weights(source.model, source.seed))
     theirs = sample_sites(fit(other), other.model.vocabulary, 1)
     held = hold_out(other)
     moments = {key: one.moments for key, one in theirs.items()}

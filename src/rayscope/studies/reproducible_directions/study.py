@@ -18,6 +18,7 @@ from torch import Tensor
 from rayscope.dictionaries import TopK
 from rayscope.dictionaries.code_length import bits
 from rayscope.drawing import COLOURS, LINES, label, log_axis, panels, short
+from rayscope.model.nulls import random_weights
 from rayscope.model.sites import Site
 from rayscope.streams.halves import halves
 from rayscope.streams.source import Source
@@ -156,7 +157,7 @@ def every_stream(
         )
         yield kind, Streams(source, (first, second), seen, first.match(real.test))
     if RANDOM in nulls:
-        yield RANDOM, streams(replace(source, model=source.model.randomised(source.seed)))
+        yield RANDOM, streams(replace(source, model=random_weights(source.model, source.seed)))
 
 
 def rows(found: FOUND, setting: Setting, k: int, sizes: dict[str, dict]) -> Iterator[dict]:
