@@ -23,9 +23,20 @@ from rayscope.report.inputs import FILES, read
 from rayscope.report.latents import contexts
 from rayscope.report.metrics import METRICS
 from rayscope.report.studies import finished
-from rayscope.report.tables import COLUMNS, ROLES, at_k, documents_said, headline_k, rows, seeds_said, values_said
+from rayscope.report.tables import (
+    COLUMNS,
+    ROLES,
+    at_k,
+    documents_said,
+    headline_bits,
+    headline_k,
+    points,
+    rows,
+    seeds_said,
+    values_said,
+)
 from rayscope.report.texts import texts_said, unlike_said
-from rayscope.report.verdicts import BASELINES, METHODS, answer, outcome_said, verdicts
+from rayscope.report.verdicts import READ, Verdict, answer, by_method, outcome_said, said, verdicts
 from rayscope.runs.run import PAGE, is_page
 
 DETAILS = ("versions", "threads", "started", "seconds", "device", "precision")
@@ -77,7 +88,7 @@ def build(run: Path, studies: Path | None = None) -> Path:
         missing=missing,
         metrics=list(METRICS.values()),
         sites=sites(evaluation, table),
-        baselines=" and ".join(BASELINES),
+        read=[METRICS[name] for name in READ],
         figures=drawings(found, table),
         contexts=latents,
         seeds=seeds_said(evaluation) if len(evaluation) else "",
@@ -149,23 +160,23 @@ def flat(value: Any, name: str = "") -> list[tuple[str, str]]:
 
 def sites(evaluation: pd.DataFrame, table: pd.DataFrame) -> list[dict]:
     """What the template shows of each site."""
-    k = headline_k(table)
-    signed = list(dict.fromkeys(table.loc[table["role"] == "directions", "method"]))
+    k, rate = headline_k(table), headline_bits(table)
     found = []
     for site in dict.fromkeys(table["site"]):
         here, this = table[table["site"] == site], evaluation[evaluation["site"] == site]
         excluded, included = here[here["position0"] == "excluded"], here[here["position0"] == "included"]
-        all_k = verdicts(this)
-        headline = [row for row in all_k if row["k"] == k and row["role"] == "rays"]
-        rays_against_directions = verdicts(this, against=signed, roles=("rays",), rivals="directions") if signed else []
+        judged = verdicts(points(this), rate)
+        rays = [verdict for verdict in judged if verdict.role == "rays" and verdict.position0 == "excluded"]
         found.append(
             {
                 "name": site,
                 "k": f"{k:.0f}",
-                "answer": f"{answer(headline)} {unlike_said(this)}".rstrip(),
-                "verdicts": pairs(headline),
-                "all": pairs(all_k + rays_against_directions),
-                "included_verdicts": pairs(verdicts(this, position0="included")),
+                "rate": METRICS["bits"].show(rate),
+                "answers": [f"{who}: {answer(of)}" for who, of in by_method(rays).items()] or [answer(rays)],
+                "unlike": unlike_said(this),
+                "verdicts": pairs(rays, rate),
+                "all": pairs([v for v in judged if v.role != "rays" and v.position0 == "excluded"], rate),
+                "included_verdicts": pairs([v for v in judged if v.position0 == "included"], rate),
                 "headline": cells(at_k(excluded, k)),
                 "excluded": cells(excluded),
                 "included": cells(included),
@@ -199,15 +210,19 @@ def cells(table: pd.DataFrame) -> list[dict]:
     return groups
 
 
-def pairs(found: Sequence[dict]) -> list[dict]:
-    """A line for each dictionary and rival, its fvu and dce side by side."""
+def pairs(found: Sequence[Verdict], rate: float) -> list[dict]:
+    """A line for each method under a coder and family, its fvu and dce side by side, with the numbers at a rate."""
     lines: dict[tuple, dict] = {}
-    for row in found:
-        line = lines.setdefault((row["ours"], row["k"], row["baseline"]), {"row": row, "cells": []})
-        show = METRICS[row["metric"]].show
-        cell = {"ours": show(row["value"]), "theirs": show(row["baseline_value"]), "outcome": outcome_said(row)}
-        line["cells"].append(cell | {"mark": row["outcome"].replace(" ", "-")})
-        line |= {"bits": METRICS["bits"].show(row["bits"]), "method": METHODS[row["method"]], "role": row["role"]}
+    for verdict in found:
+        key = (verdict.method, verdict.coder, verdict.family)
+        line = lines.setdefault(key, {"ours": said(verdict.method, verdict.coder), "role": verdict.role, "cells": {}})
+        show, there = METRICS[verdict.metric].show, verdict.at(rate)
+        line["family"] = verdict.family
+        line["cells"][verdict.metric] = {
+            "numbers": f"{show(there['ours'])}, {show(there['theirs'])} ({there['best']})" if there else "",
+            "said": outcome_said(verdict),
+            "mark": there["outcome"] if there and verdict.judged else "",
+        }
     return list(lines.values())
 
 

@@ -12,9 +12,21 @@ from rich.text import Text
 
 from rayscope.escapes import visible
 from rayscope.report.metrics import METRICS
-from rayscope.report.tables import ROLES, at_k, documents_said, headline_k, rows, seeds_said, values_said
+from rayscope.report.tables import (
+    ROLES,
+    at_k,
+    documents_said,
+    headline_bits,
+    headline_k,
+    points,
+    rows,
+    seeds_said,
+    values_said,
+)
 from rayscope.report.texts import texts_said, unlike_said
-from rayscope.report.verdicts import BASELINES, answer, sentence, verdicts
+from rayscope.report.verdicts import answer, by_method, sentence, verdicts
+
+PRIMARY = "dce"
 
 
 def summary_table(evaluation: pd.DataFrame, site: str, k: float | None = None, position0: str = "excluded") -> Table:
@@ -50,21 +62,23 @@ def summary_table(evaluation: pd.DataFrame, site: str, k: float | None = None, p
 
 
 def print_summary(evaluation: pd.DataFrame, console: Console, k: float | None = None) -> None:
-    """The table that matters for each site, and whether rays beat PCA there at equal bits."""
-    headline = headline_k(rows(evaluation)) if k is None else k
-    found = [row for row in verdicts(evaluation, roles=("rays",)) if row["k"] == headline]
-    unlike = unlike_said(evaluation)
+    """The table that matters for each site, and at which rates rays beat the best of each family there."""
+    table, unlike = rows(evaluation), unlike_said(evaluation)
+    headline, rate = headline_k(table) if k is None else k, headline_bits(table)
     for site in dict.fromkeys(evaluation["site"]):
-        here = [row for row in found if row["site"] == site]
         console.print(summary_table(evaluation, site, headline))
-        said = f"Do rays beat {' and '.join(BASELINES)} here? {answer(here)} {visible(unlike)}"
-        console.print(Text(said.rstrip(), style="bold"))
-        for row in here:
-            console.print(Text(f"  {visible(sentence(row))}"), soft_wrap=True)
+        judged = verdicts(points(evaluation[evaluation["site"] == site]), rate)
+        rays = [verdict for verdict in judged if verdict.role == "rays" and verdict.position0 == "excluded"]
+        console.print(Text(f"Do rays beat the best of each family here? {visible(unlike)}", style="bold"))
+        for who, found in by_method(rays).items() or [("", rays)]:
+            console.print(Text(visible(f"  {who}: {answer(found)}" if who else f"  {answer(found)}"), style="bold"))
+            for verdict in found:
+                if verdict.metric == PRIMARY:
+                    console.print(Text(f"    {visible(sentence(verdict, rate))}"), soft_wrap=True)
         console.print()
     words = (
         "FVU: fraction of variance unexplained. dCE: rise of the loss, nats/token. Lower is better. "
-        "bits: a token's code."
+        "bits: a token's code. Verdicts are read on fronts over the rates that both sides have."
     )
     console.print(Text(f"{words} {values_said(evaluation)} {seeds_said(evaluation)}."))
     if documents := documents_said(evaluation):

@@ -65,6 +65,11 @@ def quantised(evaluation: pd.DataFrame) -> pd.Series:
     return evaluation["quantised"].astype(str).str.lower() == "true"
 
 
+def points(evaluation: pd.DataFrame) -> pd.DataFrame:
+    """`rows`."""
+    return rows(evaluation)
+
+
 def values_said(evaluation: pd.DataFrame) -> str:
     """What the codes' values were in FVU and dCE: on the 8 bits that `bits` counts, or not."""
     coded = quantised(evaluation)[evaluation["role"] != "reference"]
@@ -80,6 +85,13 @@ def headline_k(table: pd.DataFrame) -> float:
     learned = table[table["role"].isin(LEARNED)]
     ks = sorted((learned if len(learned) else table)["k"].dropna().unique())
     return float(ks[(len(ks) - 1) // 2]) if ks else math.nan
+
+
+def headline_bits(table: pd.DataFrame) -> float:
+    """The fewest bits of rays at the headline k under their own encoder; of any learned, if there are none."""
+    learned = table[table["role"].isin(LEARNED) & (table["k"] == headline_k(table)) & (table["coder"] == "own")]
+    rays = learned[learned["role"] == "rays"]
+    return float((rays if len(rays) else learned)["bits"].min())
 
 
 def at_k(table: pd.DataFrame, k: float) -> pd.DataFrame:

@@ -1,129 +1,173 @@
-"""Whether rays win at equal bits: every learned dictionary against its rivals, and what is said of it."""
+"""Whether rays win, read on fronts: every learned method, under every coder, against the best of each family."""
 
 # pandas' annotations call df[...] a union of everything, so these are off in this file.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
+from rayscope.evaluation.fronts import Contest, Front
 from rayscope.evaluation.metrics import FEWEST_DOCUMENTS
 from rayscope.report.metrics import METRICS
-from rayscope.report.tables import LEARNED, rows
+from rayscope.report.tables import LEARNED
 
-BASELINES = ("pca_topk", "pca_prefix")
-METHODS = {  # how a baseline's value at as many bits was found: see at_bits
-    "interpolated": "interpolated to as many bits",
-    "nearest": "nearest point, bits within 5%",
-    "fewer": "which has only fewer bits",
-    "more": "which has only more bits",
-    "absent": "not in this evaluation",
-}
-NEAR = 0.05  # bits count as equal within this share, where a curve cannot be interpolated
+READ = ("fvu", "dce")
+DIRECTIONS = "directions"  # the family of all signed learned methods
 
 
-def at_bits(curve: pd.DataFrame, metric: str, bits: float) -> dict:
-    """A baseline at this many bits: value, low, high and how they were found.
+@dataclass(frozen=True)
+class Verdict:
+    """A method under a coder against a family, in one metric, at every rate that both have. See `Contest`."""
 
-    Linear in log bits between the two neighbouring points; past an end of the curve that end, "nearest" if its bits
-    are within 5%, else "fewer" or "more" (the bits it has). Empty where the baseline has no point.
-    """
-    curve = curve[curve["bits"] > 0].dropna(subset=[metric]).sort_values("bits")
-    if curve.empty:
-        return {}
-    log_bits, log_b = np.log(curve["bits"].to_numpy(float)), math.log(bits)
-    names = {"value": metric, "low": f"{metric}_low", "high": f"{metric}_high"}
-    found = {key: float(np.interp(log_b, log_bits, curve[name].to_numpy(float))) for key, name in names.items()}
-    if log_bits[0] <= log_b <= log_bits[-1]:
-        return found | {"method": "interpolated"}
-    end = math.exp(log_bits[0] if log_b < log_bits[0] else log_bits[-1])
-    near = abs(end / bits - 1) <= NEAR
-    return found | {"method": "nearest" if near else "fewer" if end < bits else "more"}
+    site: str
+    position0: str
+    method: str
+    coder: str
+    role: str
+    family: str
+    metric: str
+    contest: Contest
+    documents: float
+
+    @property
+    def judged(self) -> bool:
+        """Are there enough documents for intervals?"""
+        return not self.documents < FEWEST_DOCUMENTS
+
+    @property
+    def span(self) -> tuple[float, float]:
+        return float(self.contest.rates_R[0]), float(self.contest.rates_R[-1])
+
+    def at(self, bits: float) -> dict | None:
+        """{ours, theirs, best, outcome} at the nearest rate looked at; None outside the span."""
+        low, high = self.span
+        if not low <= bits <= high:
+            return None
+        nearest = int(np.abs(self.contest.rates_R - bits).argmin())
+        outcome = next(
+            how for start, end, how in self.contest.outcomes() if start <= self.contest.rates_R[nearest] <= end
+        )
+        ours, theirs = (float(side[0, nearest]) for side in (self.contest.ours_R, self.contest.theirs_R))
+        return {"ours": ours, "theirs": theirs, "best": str(self.contest.best_R[nearest]), "outcome": outcome}
 
 
-def judge(ours: dict, theirs: dict) -> tuple[str, bool | None]:
-    """(outcome, do the intervals overlap): better, worse, unclear, not comparable or too few documents.
-
-    Lower is better.
-
-    Without an interval on both sides nothing is claimed. A rival with fewer bits may still win, one with more lose.
-    """
-    if theirs and ours.get("documents", math.nan) < FEWEST_DOCUMENTS:
-        return "too few documents", None
-    limits = [ours["low"], ours["high"], theirs.get("low", math.nan), theirs.get("high", math.nan)]
-    if any(math.isnan(limit) for limit in limits):
-        return ("unclear" if theirs else "not comparable"), None
-    better, worse = ours["high"] < theirs["low"], ours["low"] > theirs["high"]
-    if (theirs["method"] == "fewer" and not worse) or (theirs["method"] == "more" and not better):
-        return "not comparable", not (better or worse)
-    return "better" if better else "worse" if worse else "unclear", not (better or worse)
-
-
-def verdicts(
-    evaluation: pd.DataFrame,
-    against: Sequence[str] = BASELINES,
-    position0: str = "excluded",
-    roles: Sequence[str] = LEARNED,
-    rivals: str = "baseline",
-) -> list[dict]:
-    """Every dictionary of these roles under its own coder, compared with methods of the rivals' role at as many bits.
-
-    In fvu and dce.
-
-    Each is {site, position0, ours, role, k, metric, baseline, bits, value, low, high, documents, baseline_value,
-    baseline_low, baseline_high, overlap, outcome, method}. See `at_bits` for the method and `judge` for the outcome.
-    """
-    table = rows(evaluation)
-    table = table[(table["position0"] == position0) & (table["coder"] == "own")]
-    found = []
-    for ours in table[table["role"].isin(roles) & (table["bits"] > 0)].to_dict("records"):
-        curves = table[(table["site"] == ours["site"]) & (table["role"] == rivals)]
-        for metric in ("fvu", "dce"):
-            mine = {"value": ours[metric]} | {key: ours[f"{metric}_{key}"] for key in ("low", "high", "documents")}
-            for name in against:
-                theirs = at_bits(curves[curves["method"] == name], metric, ours["bits"])
-                outcome, overlap = judge(mine, theirs)
-                found.append(
-                    {key: ours[key] for key in ("site", "position0", "role", "k", "bits")}
-                    | {"ours": ours["dictionary"], "metric": metric, "baseline": name, **mine}
-                    | {f"baseline_{key}": theirs.get(key, math.nan) for key in ("value", "low", "high")}
-                    | {"overlap": overlap, "outcome": outcome, "method": theirs.get("method", "absent")}
-                )
+def fronts(points: pd.DataFrame, metric: str) -> dict[tuple[str, str, str], Front]:
+    """{(role, method, coder): front} of the points of one site and view; a loss is (value, low, high)."""
+    columns = [metric, f"{metric}_low", f"{metric}_high"]
+    found = {}
+    for key, mine in points.groupby(["role", "method", "coder"], sort=False):
+        if front := Front.of(mine["bits"].to_numpy(float), mine[columns].to_numpy(float).T):
+            found[key] = front
     return found
 
 
-def answer(found: Sequence[dict]) -> str:
-    """One sentence on whether these dictionaries beat these rivals."""
-    counts = {outcome: sum(row["outcome"] == outcome for row in found) for outcome in ("better", "worse", "unclear")}
-    judged, rest = sum(counts.values()), len(found) - sum(counts.values())
-    few = [row["documents"] for row in found if row["outcome"] == "too few documents"]
-    if not judged and few:
+def verdicts(points: pd.DataFrame, rate: float = math.nan) -> list[Verdict]:
+    """Of every learned method, under each coder, against each family of baselines, and of rays against directions.
+
+    points: see `tables.points`. rate: one that is looked at for certain.
+    """
+    rates = [rate] if math.isfinite(rate) else []
+    found = []
+    for (site, position0), here in points.groupby(["site", "position0"], sort=False):
+        families = dict.fromkeys(here.loc[here["role"] == "baseline", "family"])
+        for metric in READ:
+            known = fronts(here, metric)
+            rivals = {family: best_of(here[here["family"] == family], known, "baseline") for family in families}
+            rivals[DIRECTIONS] = best_of(here, known, DIRECTIONS)
+            for (role, method, coder), front in known.items():
+                if role not in LEARNED:
+                    continue
+                mine = here[(here["role"] == role) & (here["method"] == method) & (here["coder"] == coder)]
+                documents = mine[f"{metric}_documents"].min()
+                for family, theirs in rivals.items():
+                    if role != family and (contest := Contest.of(front, theirs, rates)):
+                        found.append(Verdict(site, position0, method, coder, role, family, metric, contest, documents))
+    return found
+
+
+def best_of(points: pd.DataFrame, known: dict[tuple[str, str, str], Front], role: str) -> dict[str, Front]:
+    """{method and coder in words: front} of the points of this role, among which the best is taken at each rate."""
+    keys = dict.fromkeys(points.loc[points["role"] == role, ["method", "coder"]].itertuples(index=False, name=None))
+    return {said(*key): known[role, *key] for key in keys if (role, *key) in known}
+
+
+def said(method: str, coder: str) -> str:
+    """A method under a coder, in words."""
+    return method if coder == "own" else f"{method} by {coder}"
+
+
+def ranges(outcomes: Sequence[tuple[float, float, str]], outcome: str) -> str:
+    """Where this is the outcome, in words; empty if nowhere."""
+    start, end = outcomes[0][0], outcomes[-1][1]
+    where = [(low, high) for low, high, how in outcomes if how == outcome]
+    if where == [(start, end)]:
+        return f"at every rate ({start:.0f} to {end:.0f} bits)" if start < end else f"at {start:.0f} bits"
+    words = []
+    for low, high in where:
+        if low == start:
+            words.append(f"up to {high:.0f} bits")
+        elif high == end:
+            words.append(f"from {low:.0f} bits")
+        else:
+            words.append(f"from {low:.0f} to {high:.0f} bits" if low < high else f"at {low:.0f} bits")
+    return " and ".join(words)
+
+
+def outcome_said(verdict: Verdict) -> str:
+    """Where it is lower and where higher, in words."""
+    if not verdict.judged:
+        return f"too few documents ({verdict.documents:.0f}; an interval needs {FEWEST_DOCUMENTS})"
+    outcomes = verdict.contest.outcomes()
+    lower, higher = ranges(outcomes, "better"), ranges(outcomes, "worse")
+    if not lower and not higher:
+        low, high = verdict.span
+        return f"intervals overlap {f'from {low:.0f} to {high:.0f} bits' if low < high else f'at {low:.0f} bits'}"
+    parts = [f"lower {lower}"] * bool(lower) + [f"higher {higher}"] * bool(higher)
+    levels = [f"{rate:.0f}" for rate in verdict.contest.crossings()]
+    return ", ".join(parts) + (f"; level at {' and '.join(levels)} bits" if levels else "")
+
+
+def sentence(verdict: Verdict, rate: float = math.nan) -> str:
+    """One verdict in words, with the numbers at a rate if both have it."""
+    metric, who = METRICS[verdict.metric], said(verdict.method, verdict.coder)
+    words = f"{metric.heading} of {who} against {verdict.family}: {outcome_said(verdict)}"
+    if there := verdict.at(rate):
+        ours, theirs = metric.show(there["ours"]), metric.show(there["theirs"])
+        words += f"; at {rate:.0f} bits {ours} against {theirs} ({there['best']})"
+    return words
+
+
+def by_method(found: Iterable[Verdict]) -> dict[str, list[Verdict]]:
+    """{method and coder in words: its verdicts}."""
+    grouped: dict[str, list[Verdict]] = {}
+    for verdict in found:
+        grouped.setdefault(said(verdict.method, verdict.coder), []).append(verdict)
+    return grouped
+
+
+def answer(found: Iterable[Verdict]) -> str:
+    """Do they beat the best of each family, in all metrics? One sentence of all their verdicts."""
+    found = list(found)
+    if not found:
+        return "Not answered: no rate in common with any other method."
+    few = [verdict.documents for verdict in found if not verdict.judged]
+    if len(few) == len(found):
         return f"Not answered: too few documents ({min(few):.0f}; an interval needs {FEWEST_DOCUMENTS})."
-    if not judged:
-        return "Not answered: nothing to compare at equal bits."
-    for start, word in (("Yes", "better"), ("No", "worse")):
-        if counts[word] == len(found):
-            return f"{start}: {word} in all {len(found)} comparisons at equal bits."
-    parts = [f"{n} {word}" for word, n in counts.items() if n] + ([f"{len(few)} of too few documents"] if few else [])
-    parts += [f"{rest - len(few)} not comparable"] if rest > len(few) else []
-    start = "In part" if counts["better"] else "No"
-    return f"{start}: of {len(found)} comparisons at equal bits, {', '.join(parts)}."
-
-
-def outcome_said(row: dict) -> str:
-    """The outcome, and what there is to say of its intervals."""
-    if row["outcome"] == "too few documents":
-        return f"too few documents ({row['documents']:.0f})"
-    return row["outcome"] + {True: " (intervals overlap)", False: "", None: " (no interval)"}[row["overlap"]]
-
-
-def sentence(row: dict) -> str:
-    """One comparison in words."""
-    metric = METRICS[row["metric"]]
-    start = f"{row['ours']} (k = {row['k']:.0f}, {row['bits']:.0f} bits) against {row['baseline']}: "
-    if row["method"] == "absent":
-        return f"{start}not comparable, no {row['baseline']} in this evaluation"
-    numbers = f"{metric.heading} {metric.show(row['value'])} against {metric.show(row['baseline_value'])}"
-    return f"{start}{outcome_said(row)}, {numbers}, {METHODS[row['method']]}"
+    groups: dict[str, list[str]] = {}
+    for family in dict.fromkeys(verdict.family for verdict in found):
+        outcomes = [verdict.contest.outcomes() for verdict in found if verdict.family == family and verdict.judged]
+        hows = {how for one in outcomes for *_, how in one}
+        if hows == {"better"}:
+            groups.setdefault("at every rate", []).append(family)
+        elif "better" not in hows:
+            groups.setdefault("at no rate", []).append(family)
+        else:
+            groups.setdefault("at some rates", []).append(family)
+    start = "Yes" if list(groups) == ["at every rate"] else "No" if list(groups) == ["at no rate"] else "In part"
+    order = ("at every rate", "at some rates", "at no rate")
+    parts = [f"{how} against {', '.join(groups[how])}" for how in order if how in groups]
+    return f"{start}: {'; '.join(parts)}."
