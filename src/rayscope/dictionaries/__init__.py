@@ -13,8 +13,9 @@ from rayscope.dictionaries.learned.l1 import L1
 from rayscope.dictionaries.learned.matryoshka import MatryoshkaAbsTopK, MatryoshkaBatchTopK, MatryoshkaTopK
 from rayscope.dictionaries.learned.tied import TiedTopK
 from rayscope.dictionaries.learned.token_bias import TokenBiasTopK
-from rayscope.dictionaries.linear import Linear, recoded
+from rayscope.dictionaries.linear import Linear
 from rayscope.dictionaries.loading import find, fingerprint, load
+from rayscope.dictionaries.recoding import Recoded, recoded
 
 __all__ = [
     "KINDS",
@@ -31,6 +32,7 @@ __all__ = [
     "MatryoshkaAbsTopK",
     "MatryoshkaBatchTopK",
     "MatryoshkaTopK",
+    "Recoded",
     "TiedTopK",
     "TokenBiasTopK",
     "TopK",

@@ -6,6 +6,7 @@ N vectors, D site width, L latents, M non-zero codes of N vectors.
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,13 @@ class Codes:
 
     def cpu(self) -> "Codes":
         return Codes(self.indices_M.cpu(), self.values_M.cpu(), self.offsets.cpu(), self.latents)
+
+    @classmethod
+    def join(cls, parts: Sequence["Codes"]) -> "Codes":
+        """Of the vectors of all parts, in order; there is one at least."""
+        counts = torch.cat([part.offsets.diff() for part in parts])
+        indices_M, values_M = (torch.cat([getattr(p, name) for p in parts]) for name in ("indices_M", "values_M"))
+        return cls(indices_M, values_M, F.pad(counts.cumsum(0), (1, 0)), parts[0].latents)
 
     @classmethod
     def of_rows(cls, indices_Nk: Tensor, values_Nk: Tensor, latents: int) -> "Codes":

@@ -3,7 +3,6 @@
 N vectors, D site width, L latents.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,12 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rayscope.dictionaries.base import Codes, Dictionary
-from rayscope.dictionaries.coders.fista import fista
-from rayscope.dictionaries.coders.omp import omp
-from rayscope.dictionaries.coders.pursuit import pursuit
+from rayscope.dictionaries.coders import SEARCHES
 
-SEARCHES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"omp": omp, "pursuit": pursuit, "fista": fista}
-CODERS = ("prefix", "topk", *SEARCHES)
+CODERS = ("prefix", *SEARCHES)
 
 
 class Linear(Dictionary):
@@ -77,40 +73,10 @@ class Linear(Dictionary):
             centred_ND = x_ND.to(self.bias_D.dtype) - self.bias_D
             if search := SEARCHES.get(self.coder):
                 return Codes.of_rows(*search(centred_ND, self.directions_LD, self.k, self.signed), self.latents)
-            if self.coder == "prefix":
-                values_Nk = centred_ND @ self.directions_LD[: self.k].T
-                values_Nk = values_Nk if self.signed else values_Nk.relu_()
-                return Codes.of_rows(
-                    torch.arange(self.k, device=x_ND.device).expand(len(x_ND), -1), values_Nk, self.latents
-                )
-            parts = [self._largest(chunk_CD) for chunk_CD in centred_ND.split(1024)]
-            return Codes.of_rows(
-                torch.cat([indices for indices, _ in parts]), torch.cat([values for _, values in parts]), self.latents
-            )
-
-    def _largest(self, centred_CD: Tensor) -> tuple[Tensor, Tensor]:
-        projections_CL = centred_CD @ self.directions_LD.T
-        if not self.signed:
-            values_Ck, indices_Ck = projections_CL.relu_().topk(self.k)
-            return indices_Ck, values_Ck
-        indices_Ck = projections_CL.abs().topk(self.k).indices
-        return indices_Ck, projections_CL.gather(1, indices_Ck)
-
-
-def recoded(dictionary: Dictionary, coder: str, k: int | None = None) -> Linear:
-    """The directions, bias and sign of any dictionary under another coder, which shows them apart from its encoder.
-
-    The FVU of its own encoder minus the least FVU of a coder is the amortisation gap. k: the dictionary's own if None.
-    """
-    if dictionary.dense or dictionary.side:
-        extra = dictionary.side or f"{dictionary.dense} dense latents"
-        raise ValueError(f"recoded: a {dictionary.kind} dictionary has {extra} besides its codes, which no coder gives")
-    k = dictionary.k if k is None else k
-    directions, bias = dictionary.directions.detach(), dictionary.bias.detach()
-    linear = Linear(dictionary.width, dictionary.latents, k, coder, directions, bias, dictionary.signed)
-    linear = linear.to(dictionary.device)
-    linear.provenance = {**dictionary.provenance, "recoded": dictionary.kind}
-    return linear.eval()
+            values_Nk = centred_ND @ self.directions_LD[: self.k].T
+            values_Nk = values_Nk if self.signed else values_Nk.relu_()
+            first_Nk = torch.arange(self.k, device=x_ND.device).expand(len(x_ND), -1)
+            return Codes.of_rows(first_Nk, values_Nk, self.latents)
 
 
 def _unit_rows(directions: Tensor, latents: int, width: int) -> Tensor:

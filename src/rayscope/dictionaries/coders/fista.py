@@ -6,9 +6,9 @@ N vectors, C vectors of a chunk, D site width, L directions.
 import torch
 from torch import Tensor
 
-from rayscope.dictionaries.coders.support import in_chunks, least_squares
+from rayscope.dictionaries.coders.support import in_chunks, least_squares, within
 
-CHUNK = 256  # a few (C, L) matrices are held
+MATRICES = 8  # of size (C, L) that are held
 SEARCHES, ITERATIONS, TOLERANCE = 8, 200, 1e-4  # penalties tried per vector; of each lasso
 
 
@@ -16,18 +16,19 @@ SEARCHES, ITERATIONS, TOLERANCE = 8, 200, 1e-4  # penalties tried per vector; of
 def fista(
     x_ND: Tensor,
     W_LD: Tensor,
-    k: int,
+    k: int | Tensor,
     signed: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """(indices, values), both (N, k): the support from a lasso, the values by least squares on it (rays: over z >= 0).
 
     Each vector has a penalty of its own: of the SEARCHES tried by bisecting log penalty between .001 and 1 times
     the least that gives z = 0, the largest whose lasso has at least k codes (the least tried, if none has). The k
-    largest of that lasso's codes are the support. Each lasso starts from the one before.
+    largest of that lasso's codes are the support. Each lasso starts from the one before. k: of all vectors, or (N) of
+    each; what is beyond it is 0.
     """
     curvature = _curvature(W_LD)
 
-    def chunk(x_CD: Tensor) -> tuple[Tensor, Tensor]:
+    def chunk(x_CD: Tensor, k_C: Tensor) -> tuple[Tensor, Tensor]:
         products_CL = x_CD @ W_LD.T
         most_C = (products_CL.abs() if signed else products_CL).amax(1).clamp_min(torch.finfo(x_CD.dtype).tiny)
         low_C, high_C = (most_C * 1e-3).log(), most_C.log()
@@ -36,17 +37,17 @@ def fista(
         for _ in range(SEARCHES):
             middle_C = (low_C + high_C) / 2
             z_CL = lasso(x_CD, W_LD, middle_C.exp(), signed, ITERATIONS, TOLERANCE, z_CL, curvature)
-            enough_C = (z_CL != 0).sum(1) >= k
+            enough_C = (z_CL != 0).sum(1) >= k_C.to(z_CL.device)
             # without enough codes so far every penalty tried was less than the one before: the last is the least
             found_CL = torch.where((enough_C | ~held_C)[:, None], z_CL, found_CL)
             held_C = held_C | enough_C
             low_C, high_C = torch.where(enough_C, middle_C, low_C), torch.where(enough_C, high_C, middle_C)
-        size_Ck, indices_Ck = found_CL.abs().topk(k)
+        size_Ck, indices_Ck = found_CL.abs().topk(int(k_C[0]))
         # absent codes must not enter the fit: their rows are 0, and so are their values
-        values_Ck = least_squares(x_CD, W_LD, indices_Ck, signed, size_Ck > 0)
+        values_Ck = least_squares(x_CD, W_LD, indices_Ck, signed, (size_Ck > 0) & within(k_C, size_Ck))
         return indices_Ck, values_Ck
 
-    return in_chunks(chunk, x_ND, k, CHUNK)
+    return in_chunks(chunk, x_ND, k, MATRICES * len(W_LD))
 
 
 @torch.no_grad()

@@ -8,18 +8,49 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-CHUNK = 1024
+CHUNK = 1024  # vectors of a coder at a time, at most
+ELEMENTS = 2**23, 2**27  # that it holds, on a CPU and on a GPU
+BLOCK = 64  # columns that are searched together
 RIDGE = 1e-10  # of unit rows' Gram matrix in float64: equal rows share a code instead of failing
 
 
 def in_chunks(
-    find: Callable[[Tensor], tuple[Tensor, Tensor]], x_ND: Tensor, k: int, size: int = 0
+    find: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], x_ND: Tensor, k: int | Tensor, held: int
 ) -> tuple[Tensor, Tensor]:
-    """(indices, values), both (N, k), of a coder that works on `size` vectors at a time."""
-    parts = [find(x_ND[start : start + (size or CHUNK)]) for start in range(0, len(x_ND), size or CHUNK)]
-    if not parts:
-        return torch.zeros(0, k, dtype=torch.int64, device=x_ND.device), x_ND.new_zeros(0, k)
-    return torch.cat([indices for indices, _ in parts]), torch.cat([values for _, values in parts])
+    """(indices, values), both (N, k), of a coder that takes a chunk of vectors and each one's k, which fall.
+
+    k: of all vectors, or (N) of each. held: elements per vector that the coder holds, apart from those of its k rows.
+    """
+    N, D = x_ND.shape
+    k_N = k.cpu() if isinstance(k, Tensor) else torch.full((N,), k)
+    most = int(k_N.max()) if N else 0 if isinstance(k, Tensor) else k
+    indices_Nk = torch.zeros(N, most, dtype=torch.int64, device=x_ND.device)
+    values_Nk = x_ND.new_zeros(N, most)
+    order_N, start = k_N.argsort(descending=True, stable=True), 0
+    while start < N and (most := int(k_N[order_N[start]])):
+        size = max(1, min(CHUNK, ELEMENTS[x_ND.device.type != "cpu"] // (held + most * (most + D))))
+        at_C = order_N[start : start + size]
+        there_C = at_C.to(x_ND.device)
+        indices_Nk[there_C, :most], values_Nk[there_C, :most] = find(x_ND[there_C], k_N[at_C])
+        start += size
+    return indices_Nk, values_Nk
+
+
+def largest(values_CL: Tensor) -> tuple[Tensor, Tensor]:
+    """(values, indices) of each row's largest, as max(1): by blocks, which vector instructions search."""
+    C, L = values_CL.shape
+    if L % BLOCK or values_CL.device.type != "cpu":
+        return values_CL.max(1)
+    most_CB = values_CL.view(C, L // BLOCK, BLOCK).amax(2)
+    block_C1 = most_CB.argmax(1, keepdim=True)
+    inside_CB = block_C1 * BLOCK + torch.arange(BLOCK)
+    indices_C1 = inside_CB.gather(1, values_CL.gather(1, inside_CB).argmax(1, keepdim=True))
+    return most_CB.gather(1, block_C1)[:, 0], indices_C1[:, 0]
+
+
+def within(k_C: Tensor, like_Ck: Tensor) -> Tensor:
+    """(C, k): which places are among each vector's own k."""
+    return torch.arange(like_Ck.shape[1], device=like_Ck.device) < k_C.to(like_Ck.device)[:, None]
 
 
 def least_squares(x_CD: Tensor, W_LD: Tensor, indices_Ck: Tensor, signed: bool, used_Ck: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ def amortisation(
 ) -> dict[Entry, dict[str, float]]:
     """{entry: {gap_omp, gap_fista, gap_tokens}}: FVU of its own codes less that of the search's, on test vectors.
 
-    Only for dictionaries of k codes without side information or a dense part: a search would spend other codes, or know
-    less. FISTA, which is slow, for those of this k and seed alone.
+    The search spends as many codes and knows as much as the encoder (see `Recoded`). FISTA, which is slow, for those of
+    this k and seed alone.
     """
     sites = list(dict.fromkeys(entry.site for entry in learned))
     stream = source.stream("test", sites, max(tokens, source.batch_size), "fp32")
@@ -26,8 +26,6 @@ def amortisation(
     ones = torch.ones(1, len(test.documents_N.unique()), dtype=torch.float64)
     gaps = {}
     for entry in learned:
-        if not entry.dictionary.plain:
-            continue
         coders = ["omp", "fista"] if (entry.k, entry.seed) == (k, seed) else ["omp"]
         with lent([entry.dictionary], source.model.device):
             coded = {"own": entry.dictionary, **{coder: recoded(entry.dictionary, coder) for coder in coders}}
