@@ -22,7 +22,8 @@ COMMANDS = {
 GROUPS = ("model", "text", "sites", "training", "finetuning", "evaluation", "features", "logger")
 LINE = re.compile(r"(?P<indent> *)(?P<key>[\w.]+):(?: +(?P<value>[^#]*?))?(?: +# ?(?P<comment>.*))?")
 HIDDEN = ("._target_", "._partial_")  # which class a file of conf/ stands for
-ALIKE = {  # in studies: parts that take what others take
+ALIKE = {  # parts that take what others take, most of them of studies
+    "elsewhere": "text",
     **{f"study.run.{group}": "dictionaries.*" for group in ("rays", "arms.*", "controls.*", "kinds.*")},
     "study.run.baselines.*": "baselines.list.*",
     "study.sizes.*.planted": "study.sizes.*",
@@ -97,6 +98,8 @@ def options_page() -> str:
     kinds = [path for path in sorted((CONF / "dictionaries").glob("*.yaml")) if path.stem != "demo"]
     lines += markdown([row for path in kinds for row in rows(path, "dictionaries.")])
     lines += ["## baselines", "", *choices("baselines"), *markdown(rows(CONF / "baselines/all.yaml", "baselines."))]
+    lines += ["## elsewhere", "", "`demo` measures the headline's dictionaries on other text too.", ""]
+    lines += choices("elsewhere")
     lines += ["## study", "", "The `study` command takes one of these.", "", *choices("study")]
     shown = "\n".join(lines)
     rest = [

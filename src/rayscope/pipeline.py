@@ -4,6 +4,7 @@ Each writes its tables whole, and is skipped once they are there.
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,17 @@ def evaluate_dictionaries(compared: Comparison, folder: Path, *, draws: int, **o
     write_table(measured.densities(), folder / "latent_density.csv")
     write_table(table, folder / "evaluation.csv")
     return table
+
+
+def evaluate_elsewhere(compared: Comparison, source: Source, path: Path, *, draws: int, **options: Any) -> None:
+    """Writes what evaluation.csv says, of the entries near the headline's bits under their own coders, on the text of
+    another source. All of them, and the references, stay fitted on what they were.
+    """
+    entries = [
+        entry for entry in named_or_headline(compared.entries, None, compared.headline_k) if entry.coder == "own"
+    ]
+    measured = measure_compared(replace(compared, source=source, entries=entries), **options)
+    write_table(measured.table(draws, source.seed), path)
 
 
 def measure_features(

@@ -30,6 +30,7 @@ IN_WORDS = {
     "model": "the model's weights or configuration",
     "dictionaries": "the dictionaries that it reads",
     "baselines": "the text that the baselines are fitted on",
+    "elsewhere": "the text of another kind",
 }
 
 

@@ -58,7 +58,8 @@ def test_each_command_composes_with_each_choice_of_its_groups(command):
         if group not in has:
             continue
         value = f"[{choice}]" if group == "dictionaries" and command == "train" else choice
-        config = compose(command, (f"{group}={value}", *GIVEN.get(choice, [])))
+        given = [one.replace("text.", f"{group}.") for one in GIVEN.get(choice, [])]
+        config = compose(command, (f"{group}={value}", *given))
         OmegaConf.resolve(config)
         assert OmegaConf.missing_keys(config) <= {"out"}
         seen += 1
@@ -84,6 +85,7 @@ def test_dictionaries_are_made(choice, width, model):
 def test_baselines_are_made(choice, model, packed):
     config = compose("evaluate", (f"baselines={choice}", "latents=40", "baselines.fit_tokens=512"))
     options = dict(config.baselines)
+    assert options.pop("text") == "auto"
     listed = [Baseline(name, **hydra.utils.instantiate(entry)) for name, entry in options.pop("list").items()]
     topk = hydra.utils.instantiate(compose("train", ("latents=40", "k=8")).dictionaries.topk)
     sites = resolve("blocks.1.{hook_resid_post,mlp.hook_post}", model)

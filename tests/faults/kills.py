@@ -68,7 +68,8 @@ def lines(steps: int = 16) -> list[Line]:
     first = ["train", *training, f"dictionaries={NAMES}"]
     train = [*first, "out=out"]
     tuning = ["stage=kl", "finetuning.folder=first/dictionaries", "finetuning.tokens=512", "finetuning.rows=2"]
-    demo = ["training.snapshot_names=null", "dictionaries=[topk]", *baselines, *evaluation, *features, "out=out"]
+    demo = ["training.snapshot_names=null", "dictionaries=[topk]", *baselines, *evaluation, *features]
+    demo += ["elsewhere.max_tokens=40_000", "out=out"]
     shrunk = "{seeds:[0,1],latents:64,ks:[4],tokens:1024,fit_tokens:1024,held_out:512,lr:2e-3}"
     study = [*source, "sites.patterns=[blocks.1.hook_resid_post]", f"study.sizes.demo={shrunk}", "study.run.sample=512"]
     return [

@@ -11,7 +11,7 @@ from rayscope.console import say, stdout
 from rayscope.escapes import visible
 from rayscope.files import real
 from rayscope.records import Records, same_inputs
-from rayscope.runs.run import FOUND, MEASURED, records_of
+from rayscope.runs.run import ELSEWHERE, FOUND, MEASURED, records_of
 from rayscope.stopping import Stopped
 from rayscope.training.trained import check_run_of, is_trained
 
@@ -45,11 +45,14 @@ def train(config: DictConfig, folder: Path, loggers: Sequence[Any]) -> None:
 def check_text(config: DictConfig, source: Any, sites: list) -> None:
     """Raises ValueError before training for a text too small for what `demo` does after it."""
     from rayscope import pipeline
+    from rayscope.cli.texts import of_another_kind
 
     if "features" in config:
         sizes = {key: config.features[key] for key in ("tokens", "most_frequent", "spaced", "min_count")}
         pipeline.frequent_tokens(source, sites, **sizes)
         source.stream("train", sites, config.baselines.fit_tokens, option="baselines.fit_tokens")
+    if config.get("elsewhere"):
+        of_another_kind(config, source, records_of(Path(config.out), "train"))
 
 
 def tune(config: DictConfig, folder: Path, loggers: Sequence[Any]) -> None:
@@ -154,10 +157,25 @@ def demo(config: DictConfig, folder: Path, loggers: Sequence[Any]) -> None:
     check_options(**config.evaluation)
     train(config, folder, loggers)
     tables = [folder / name for command in ("features", "evaluate") for name in MEASURED[command]]
+    tables += [folder / ELSEWHERE] if config.elsewhere else []
     compared = None if all(path.is_file() for path in tables) else open_comparison(config, records_of(folder, "demo"))
     features(config, folder, compared)
     evaluate(config, folder, loggers, compared)
+    if config.elsewhere:
+        elsewhere(config, folder, compared)
     report(config, folder)
+
+
+def elsewhere(config: DictConfig, folder: Path, compared: Any) -> None:
+    """The headline's dictionaries on text of another kind. compared: None if they are measured already."""
+    from rayscope import pipeline
+    from rayscope.cli.texts import of_another_kind
+    from rayscope.report import print_elsewhere, read_file
+
+    if not (folder / ELSEWHERE).is_file():
+        source = of_another_kind(config, compared.source, records_of(folder, "demo"))
+        pipeline.evaluate_elsewhere(compared, source, folder / ELSEWHERE, **config.evaluation)
+    print_elsewhere(read_file(folder / "evaluation.csv"), read_file(folder / ELSEWHERE), stdout())
 
 
 def logged(command: Callable[..., None]) -> Callable[[DictConfig, Path], None]:

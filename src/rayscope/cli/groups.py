@@ -20,9 +20,17 @@ def groups() -> dict[str, list[str]]:
 
 @cache
 def of_choice(group: str, choice: str) -> frozenset[str]:
-    """Every "group.a" and "group.a.b" of a choice's own file."""
+    """Every "group.a" and "group.a.b" of a choice's own file, and of the file of another group that it stands for."""
     config = OmegaConf.create((files("rayscope.conf") / group / f"{choice}.yaml").read_text(encoding="utf-8"))
-    return frozenset(names_of(config, f"{group}.")) if isinstance(config, DictConfig) else frozenset()
+    if not isinstance(config, DictConfig):
+        return frozenset()
+    names = set(names_of(config, f"{group}."))
+    for entry in config.get("defaults", []):
+        for key, stands_for in entry.items() if isinstance(entry, DictConfig) else ():
+            other = str(key).removesuffix("@_here_").removeprefix("/")
+            if key == f"/{other}@_here_":
+                names |= {group + name.removeprefix(other) for name in of_choice(other, stands_for)}
+    return frozenset(names)
 
 
 def names_of(config: DictConfig, prefix: str = "") -> Iterator[str]:

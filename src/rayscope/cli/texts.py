@@ -1,16 +1,22 @@
-"""Texts other than the one measured: what saved dictionaries were trained on, for the baselines to be fitted on too."""
+"""Texts other than the one measured: what saved dictionaries were trained on, for the baselines to be fitted on too;
+and one of another kind, to measure on as well.
+"""
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import hydra
 from hydra.errors import HydraException
+from omegaconf import DictConfig
 
+from rayscope.cli.options import TEXT
 from rayscope.console import say
 from rayscope.dictionaries import Dictionary
 from rayscope.errors import explain
 from rayscope.model.sites import Site
+from rayscope.records import Records, same_inputs
 from rayscope.runs.settings import run_settings
 from rayscope.streams.source import Source
 from rayscope.text import PackedText, fingerprint_of, pack, said
@@ -56,6 +62,18 @@ def trained_on(source: Source, learned: Loaded, folder: Path, cache: str | None)
     if fingerprint_of(documents, tokenizer, about.get("context")) != about["sha256"]:
         raise ValueError(f"{said(about)}, which they were trained on, is not what their run's config.yaml names now")
     return pack(documents, tokenizer, source.text.context, cache)
+
+
+def of_another_kind(config: DictConfig, source: Source, records: Records) -> Source:
+    """The source of the text that `elsewhere` names. Raises ValueError in terms of its options."""
+    try:
+        documents = hydra.utils.instantiate(config.elsewhere)
+        text = pack(documents, source.model.tokenizer, source.text.context, config.cache)
+    except (ValueError, HydraException) as error:
+        options = "|".join(name for name in TEXT if name.isidentifier())
+        raise ValueError(re.sub(rf"\btext(?=:|\.(?:{options})\b)", "elsewhere", str(explain(error)))) from None
+    same_inputs(records, {"elsewhere": text.fingerprint})
+    return replace(source, text=text)
 
 
 def name(learned: Loaded, *texts: PackedText) -> None:

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from rayscope.escapes import visible
 from rayscope.files import real, write_whole
 from rayscope.report import figures
+from rayscope.report.elsewhere import SHOWN, compared_rows
 from rayscope.report.inputs import FILES, read
 from rayscope.report.latents import contexts
 from rayscope.report.metrics import METRICS
@@ -70,7 +71,7 @@ def build(run: Path, studies: Path | None = None) -> Path:
     missing = [
         {"file": name, "holds": holds, "command": f"rayscope {command} out={shlex.quote(str(run))}"}
         for name, (holds, command, _) in FILES.items()
-        if name not in found
+        if name not in found and name != "evaluation_elsewhere.csv"  # which not every demo makes
     ]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -89,6 +90,7 @@ def build(run: Path, studies: Path | None = None) -> Path:
         metrics=list(METRICS.values()),
         sites=sites(evaluation, table),
         read=[METRICS[name] for name in READ],
+        elsewhere=elsewhere_tables(found),
         figures=drawings(found, table),
         contexts=latents,
         seeds=seeds_said(evaluation) if len(evaluation) else "",
@@ -183,6 +185,21 @@ def sites(evaluation: pd.DataFrame, table: pd.DataFrame) -> list[dict]:
             }
         )
     return found
+
+
+def elsewhere_tables(found: dict[str, Any]) -> dict[str, Any]:
+    """What the template shows of text of another kind; empty if nothing was measured on any."""
+    if "evaluation.csv" not in found or "evaluation_elsewhere.csv" not in found:
+        return {}
+    lines = compared_rows(found["evaluation.csv"], found["evaluation_elsewhere.csv"])
+    by_site = {
+        site: [line for line in lines if line["site"] == site] for site in dict.fromkeys(x["site"] for x in lines)
+    }
+    return {
+        "sites": by_site,
+        "metrics": [METRICS[name] for name in SHOWN],
+        "texts": texts_said(found["evaluation_elsewhere.csv"]),
+    }
 
 
 def cells(table: pd.DataFrame) -> list[dict]:

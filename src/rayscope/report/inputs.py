@@ -38,6 +38,7 @@ FILES = {  # file: (what it holds, the command that makes it, columns that it mu
     "environment.json": ("versions, threads and command", "train", []),
     "training.csv": ("training curves", "train", ["tokens"]),
     "evaluation.csv": ("the comparison, its figures and verdicts", "evaluate", COLUMNS),
+    "evaluation_elsewhere.csv": ("the headline's dictionaries on text of another kind", "demo", COLUMNS),
     "latent_density.csv": ("density histograms", "evaluate", ["site", "dictionary", "latent", "density"]),
     "token_features.csv": ("token-feature figures", "features", FEATURES),
     "contexts.json": ("latents with their top contexts", "features", []),

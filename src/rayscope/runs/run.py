@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,10 @@ MEASURED = {  # by the commands that add to a run
     "evaluate": ("evaluation.csv", "latent_density.csv"),
     "features": ("token_features.csv", "contexts.json"),
 }
+ELSEWHERE = "evaluation_elsewhere.csv"  # of a demo that names text of another kind
 FOUND = ("table.csv", "figure.svg", "verdict.json")  # by a study, the verdict last
 OUTPUTS = {  # by command, what it writes in its folder apart from its records
-    "demo": (*DICTIONARIES, *MEASURED["features"], *MEASURED["evaluate"], PAGE),
+    "demo": (*DICTIONARIES, *MEASURED["features"], *MEASURED["evaluate"], ELSEWHERE, PAGE),
     "train": DICTIONARIES,
     "study": ("arms", *FOUND),
     **MEASURED,
@@ -140,7 +141,7 @@ def begin(
         overwrite = overwrite and is_there
         replaced = replaced_by(folder, before)
         if resumed:
-            gone = [name for name in last_outputs(folder, command) if not (folder / name).is_file()]
+            gone = [name for name in last_outputs(folder, command, config) if not (folder / name).is_file()]
             if gone and records.finished.is_file():
                 say(f"{folder}: {gone[0]} of a finished {command} is not there; it is made again")
             say_otherwise_begun(folder, before, environment)
@@ -168,15 +169,16 @@ def is_whole(command: str, records: Records, config: dict[str, Any]) -> bool:
             check(records.folder)
         except ValueError:
             return False
-    return all((records.folder / name).is_file() for name in last_outputs(records.folder, command))
+    return all((records.folder / name).is_file() for name in last_outputs(records.folder, command, config))
 
 
-def last_outputs(folder: Path, command: str) -> list[str]:
+def last_outputs(folder: Path, command: str, config: Mapping[str, Any]) -> list[str]:
     """What a finished command has written for certain. A demo's tables may have been replaced by a later command's."""
     if command == "study":
         return list(FOUND)
     replaced = [name for later in MEASURED if records_of(folder, later).config.is_file() for name in MEASURED[later]]
-    certain = [name for name in OUTPUTS[command] if name not in DICTIONARIES or name == TRAINED]
+    left_out = {*DICTIONARIES} - {TRAINED} | ({ELSEWHERE} if not config.get("elsewhere") else set())
+    certain = [name for name in OUTPUTS[command] if name not in left_out]
     return [name for name in certain if command != "demo" or name not in replaced]
 
 
