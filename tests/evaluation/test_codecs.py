@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from rayscope.dictionaries import TokenBiasTopK, TopK
+from rayscope.evaluation import metrics
+from rayscope.evaluation.calibration import Calibration
 from rayscope.evaluation.codecs import REFERENCES, Codec, DictionaryCodec, references
 from rayscope.evaluation.meter import Meter, Variance
-from rayscope.evaluation.quantisation import Calibration
+from rayscope.evaluation.quantisation import Quantiser
 from rayscope.streams.stream import Vectors
 
 
@@ -26,7 +28,7 @@ def fvu(codec: Codec, vectors: Vectors, view: str) -> float:
     variance = Variance(4, 3)
     variance.update(vectors)
     meter = Meter(codec, variance)
-    meter.reconstruct(vectors)
+    meter.update(vectors)
     return meter.statistics(view)["fvu"](torch.ones(1, 3).double()).item()
 
 
@@ -49,7 +51,7 @@ def test_references_have_the_explained_variance_of_what_they_know(vectors: Vecto
 
 def test_references_keep_the_precision_of_what_they_are_given(vectors: Vectors):
     for name, codec in references(*torch.randn(2, 4, generator=torch.Generator().manual_seed(1))).items():
-        x_hat_ND, codes = codec.reconstruct(vectors)
+        x_hat_ND, codes = codec.reconstruct(vectors), codec.encode(vectors)
         assert x_hat_ND.dtype == torch.float32
         assert x_hat_ND.shape == vectors.x_ND.shape
         assert (len(codes), codes.latents, len(codes.values_M)) == (60, 0, 0), name
@@ -60,26 +62,55 @@ def test_a_reference_has_no_metric_of_codes(vectors: Vectors):
     variance.update(vectors)
     for codec in references(torch.zeros(4), torch.ones(4)).values():
         meter = Meter(codec, variance)
-        meter.reconstruct(vectors)
+        meter.update(vectors)
         assert set(meter.statistics()) == {"fvu", "l2_ratio"}
         assert meter.whole() == {}
-        assert (codec.kind, codec.k, codec.latents, codec.quantised) == ("codec", None, 0, False)
+        assert (codec.kind, codec.k, codec.latents, codec.value_bits) == ("codec", None, 0, (None,))
 
 
-@pytest.mark.parametrize("quantise", [True, False])
-def test_a_dictionarys_codec_decodes_what_the_grid_leaves(vectors: Vectors, quantise: bool):
+@pytest.mark.parametrize("value_bits", [[8, 1], []])
+def test_a_dictionarys_codec_encodes_once_and_decodes_what_the_levels_leave(vectors: Vectors, value_bits: list[int]):
     dictionary = TokenBiasTopK(4, 6, 2, vocabulary=7)
     dictionary.prepare(vectors.x_ND, 100, tokens_N=vectors.tokens_N)
     seen = Calibration(6)
     codes = dictionary.encode_sparse(vectors.x_ND, vectors.tokens_N)
     seen.update(codes, vectors.first_N)
-    codec = DictionaryCodec(dictionary, seen, quantise)
-    x_hat_ND, found = codec.reconstruct(vectors)
-    left = seen.grid().quantise(codes, vectors.first_N) if quantise else codes
-    assert torch.equal(x_hat_ND, dictionary.decode_sparse(left, vectors.tokens_N))
-    assert torch.equal(found.values_M, codes.values_M)  # as they were
-    assert codec.quantised == quantise
+    codec = DictionaryCodec(dictionary, seen, value_bits)
+    found = codec.encode(vectors)
+    assert torch.equal(found.values_M, codes.values_M)  # as they are
+    assert codec.value_bits == ((1, 8) if value_bits else (None,))
+    for b in codec.value_bits:
+        left = codes
+        if b:
+            bits_C = torch.full((2 * 2 * 6,), b)
+            left = Quantiser.fit(seen.values, bits_C).quantise(codes, vectors.first_N)
+            assert not torch.equal(left.values_M, codes.values_M)
+        expected = dictionary.decode_sparse(left, vectors.tokens_N)
+        assert torch.equal(codec.decode(found, vectors, b), expected)
+    assert torch.equal(codec.reconstruct(vectors), expected)  # the most bits
     assert (codec.kind, codec.k, codec.latents) == ("token_bias_topk", 2, 6)
+
+
+def test_a_meter_holds_each_number_of_bits_and_codes_once(vectors: Vectors):
+    dictionary = TopK(4, 30, 2)
+    dictionary.prepare(vectors.x_ND, 100)
+    seen = Calibration(30)
+    seen.update(dictionary.encode_sparse(vectors.x_ND), vectors.first_N)
+    variance = Variance(4, 3)
+    variance.update(vectors)
+    codec = DictionaryCodec(dictionary, seen, [1, 3, 8])
+    meter = Meter(codec, variance)
+    meter.update(vectors)
+    whole = torch.ones(1, 3).double()
+    for b in (1, 3, 8):
+        x_hat_ND = codec.decode(codec.encode(vectors), vectors, b)
+        expected = metrics.fvu(vectors.x_ND, x_hat_ND)
+        assert meter.statistics("included", b)["fvu"](whole).item() == pytest.approx(expected, rel=1e-6)
+        assert meter.whole("included", b)["bits"] == dictionary.bits(value_bits=b)
+        entropy = dictionary.bits_entropy(codec.encode(vectors), seen.frequency("included"), b).mean().item()
+        assert meter.statistics("included", b)["bits_entropy"](whole).item() == pytest.approx(entropy)
+        assert meter.whole(value_bits=b)["table_floats"] == codec.quantisers[b].floats
+    assert meter.statistics("included")["fvu"](whole) == meter.statistics("included", 8)["fvu"](whole)
 
 
 def of_view(x: Tensor, vectors: Vectors, view: str) -> Tensor:
@@ -96,7 +127,7 @@ def test_metrics_of_codes_are_those_of_the_dense_codes(vectors: Vectors, view: s
     variance.update(vectors)
     meter = Meter(DictionaryCodec(dictionary, seen), variance)
     for part in (vectors.take(torch.arange(25)), vectors.take(torch.arange(25, 60))):
-        meter.reconstruct(part)
+        meter.update(part)
     on_NL = of_view(dictionary.encode(vectors.x_ND) != 0, vectors, view)
     documents_N = of_view(vectors.documents_N, vectors, view)
     weights_BG = torch.tensor([[1.0, 1, 1], [0, 2, 1]]).double()
@@ -110,7 +141,8 @@ def test_metrics_of_codes_are_those_of_the_dense_codes(vectors: Vectors, view: s
     torch.testing.assert_close(found["bits_entropy"], weights_BN @ bits_N / weights_BN.sum(1))
     dead = (~on_NL.any(0)).double().mean().item()
     assert 0 < dead < 1
-    assert meter.whole(view) == {"dead": dead, "bits": dictionary.bits()}
+    floats = 2 * len(seen.values.count_C.nonzero()) + 2 * 2**8  # ranges, and the levels shared at each place
+    assert meter.whole(view) == {"dead": dead, "bits": dictionary.bits(), "table_floats": floats}
 
 
 def test_without_validation_bits_entropy_is_not_known(vectors: Vectors):
@@ -119,5 +151,5 @@ def test_without_validation_bits_entropy_is_not_known(vectors: Vectors):
     variance = Variance(4, 3)
     variance.update(vectors)
     meter = Meter(DictionaryCodec(dictionary), variance)
-    meter.reconstruct(vectors)
+    meter.update(vectors)
     assert math.isnan(meter.statistics()["bits_entropy"](torch.ones(1, 3).double()).item())

@@ -103,7 +103,7 @@ def test_from_entries_to_the_table_to_the_report(model, packed, tmp_path):
         Baseline("mine", lambda fit: random(fit, latents=64)),
     ]
     compared = compare(source, named_entries({site: named}), listed, 2, 512)
-    sizes = {"tokens": 320, "splice_tokens": 160, "quantise": False}
+    sizes = {"tokens": 320, "splice_tokens": 160, "value_bits": []}
     measured = measure(model, packed.test, compared.entries, reference_codecs(compared), [], **sizes)
     assert [entry.name for entry in measured.entries[-3:]] == ["identity", "mean", "position0"]
     write_table(measured.table(draws=20), tmp_path / "evaluation.csv")

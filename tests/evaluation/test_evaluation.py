@@ -13,10 +13,11 @@ from rayscope.dictionaries import BatchTopK, Dictionary, TokenBiasTopK, TopK
 from rayscope.dictionaries.code_length import bits
 from rayscope.dictionaries.linear import Linear
 from rayscope.evaluation import metrics
+from rayscope.evaluation.calibration import Calibration
 from rayscope.evaluation.codecs import references
 from rayscope.evaluation.entry import named_entries
 from rayscope.evaluation.measure import check_options, measure
-from rayscope.evaluation.quantisation import Calibration
+from rayscope.evaluation.quantisation import Quantiser
 from rayscope.model import LanguageModel
 from rayscope.model.sites import Site, resolve
 from rayscope.model.splicing import CleanPass
@@ -26,9 +27,8 @@ from rayscope.streams.source import Source
 from rayscope.text import PackedText
 
 COLUMNS = [
-    *("site", "dictionary", "method", "family", "role", "kind", "k", "coder", "latents", "metric", "value", "low"),
-    "high",
-    *("position0", "split", "tokens", "trained_tokens", "seed", "quantised", "documents"),
+    *("site", "dictionary", "method", "family", "role", "kind", "k", "coder", "value_bits", "latents", "metric"),
+    *("value", "low", "high", "position0", "split", "tokens", "trained_tokens", "seed", "documents"),
     *("text", "fitted_on"),
 ]
 METRICS = {
@@ -42,10 +42,12 @@ METRICS = {
     "dead",
     "bits",
     "bits_entropy",
+    "table_floats",
     "l2_ratio",
 }
 HOOKS = ["blocks.1.hook_resid_post", "blocks.1.mlp.hook_post"]
 ROWS, SPLICED, SEEN = 20, 5, 9
+BITS = [4, 1, 8]
 
 
 @pytest.fixture(scope="module")
@@ -82,14 +84,14 @@ def run(world, model: LanguageModel, packed: PackedText, **options) -> tuple[pd.
 
 @pytest.fixture(scope="module")
 def tables(world, model: LanguageModel, packed: PackedText) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Codes as they are."""
-    return run(world, model, packed, quantise=False)
+    """Values as they are."""
+    return run(world, model, packed, value_bits=[])
 
 
 @pytest.fixture(scope="module")
 def coded(world, model: LanguageModel, packed: PackedText) -> pd.DataFrame:
-    """Codes on 256 levels."""
-    return run(world, model, packed)[0]
+    """Values at 1, 4 and 8 bits."""
+    return run(world, model, packed, value_bits=BITS)[0]
 
 
 @pytest.fixture
@@ -156,7 +158,7 @@ def test_a_dictionary_that_knows_the_token_is_told_each_position_s(world, model:
     x_ND, tokens_N = (read(x, tokens_RC, "included") for x in (activations[site.key], tokens_RC))
     dictionary = TokenBiasTopK(site.width, 48, 2, vocabulary=model.vocabulary)
     dictionary.prepare(x_ND, dead_window=100, tokens_N=tokens_N)
-    sizes = {"tokens": ROWS * 32, "splice_tokens": SPLICED * 32, "quantise": False}
+    sizes = {"tokens": ROWS * 32, "splice_tokens": SPLICED * 32, "value_bits": []}
     table = measure(
         model, packed.test, named_entries({site: {"d": dictionary}}), {site: codecs[site]}, [], **sizes
     ).table(draws=20)
@@ -200,7 +202,7 @@ def test_the_codecs_bound_the_table(world, value):
                 assert value(site, "identity", f"loss_recovered_{ablation}", position0) == 1
             assert value(site, "mean", "loss_recovered_mean", position0) == 0
             for codec in ("identity", "mean", "position0"):
-                for metric in ("bits", "bits_entropy", "l0", "density", "dead"):
+                for metric in ("bits", "bits_entropy", "table_floats", "l0", "density", "dead"):
                     assert math.isnan(value(site, codec, metric, position0))
             x_ND = read(activations[site.key], tokens_RC, position0)
             expected = metrics.fvu(x_ND, codecs[site]["mean"].mean_D.expand_as(x_ND))
@@ -220,21 +222,26 @@ def test_bits_are_of_k_and_where_k_varies_of_each_tokens_own(world, value, table
                 z_NL = dictionaries[site]["batchtopk"].encode(read(activations[site.key], tokens_RC, position0))
             l0_N = (z_NL != 0).sum(1)
             assert l0_N.unique().numel() > 2
+            p_K = l0_N.bincount().double() / len(l0_N)
             expected = np.mean([bits(64, int(k), signed=False) for k in l0_N])
+            expected -= (p_K * p_K.clamp_min(1e-30).log2()).sum().item()  # which says how many there are
             assert value(site, "batchtopk", "bits", position0) == pytest.approx(expected, rel=1e-9)
     assert dictionaries[sites[0]]["batchtopk"].bits() == pytest.approx(bits(64, 6, signed=False))
 
 
-def test_quantised_rows_decode_values_on_the_levels_of_validation(world, coded, tables, model, packed):
-    """By hand for one dictionary: every code to the nearest level of its latent's range, position 0 on its own."""
+def test_rows_of_each_number_of_bits_decode_values_on_the_levels_of_validation(world, coded, tables, model, packed):
+    """By hand: each dictionary's codes on the levels of its validation codes, position 0 on its own; dce where it was
+    spliced."""
     sites, dictionaries, _, tokens_RC, activations = world
-    table = coded.set_index(["site", "dictionary", "metric", "position0"])
-    raw = tables[0].set_index(["site", "dictionary", "metric", "position0"])
-    assert not raw["quantised"].any()
-    codec = coded["kind"] == "codec"
-    assert coded.loc[~codec, "quantised"].all()
-    assert not coded.loc[codec, "quantised"].any()
+    of_codes = coded["metric"].isin(["l0", "density", "dead"]) | (coded["kind"] == "codec")
+    assert coded.loc[of_codes, "value_bits"].isna().all()
+    assert set(coded.loc[~of_codes, "value_bits"]) == set(BITS)
+    assert tables[0]["value_bits"].isna().all()
+    table = coded.set_index(["site", "dictionary", "metric", "position0", "value_bits"])["value"]
+    assert table.index.is_unique
+    raw = tables[0].set_index(["site", "dictionary", "metric", "position0"])["value"]
     first_N = (torch.arange(32) == 0).repeat(ROWS)
+    clean = CleanPass.run(model, tokens_RC[:SPLICED], sites)
     for site in sites:
         for name, dictionary in dictionaries[site].items():
             seen = Calibration(dictionary.latents)
@@ -243,19 +250,24 @@ def test_quantised_rows_decode_values_on_the_levels_of_validation(world, coded, 
                 codes = dictionary.encode_sparse(read(window.activations[site.key], part_RC, "included"))
                 seen.update(codes, read((torch.arange(32) == 0).repeat(len(part_RC), 1), part_RC, "included"))
             x_RCD = activations[site.key]
-            codes = seen.grid().quantise(dictionary.encode_sparse(x_RCD.flatten(0, 1)), first_N)
-            x_hat_RCD = dictionary.decode_sparse(codes).view_as(x_RCD)
-            clean = CleanPass.run(model, tokens_RC[:SPLICED], sites)
-            spliced = splice(x_RCD, x_hat_RCD, tokens_RC, "excluded")[:SPLICED]
-            for position0 in ("excluded", "included"):
-                expected = metrics.fvu(*(read(x, tokens_RC, position0) for x in (x_RCD, x_hat_RCD)))
-                row = site.hook, name, "fvu", position0
-                assert table.loc[row, "value"] == pytest.approx(expected, rel=1e-4)
-                assert 0 < abs(table.loc[row, "value"] / raw.loc[row, "value"] - 1) < 0.1
-                bits = site.hook, name, "bits", position0
-                assert table.loc[bits, "value"] == raw.loc[bits, "value"]
-            dce = (clean.spliced(site, spliced)[0] - clean.loss_RC).mean().item()
-            assert table.loc[(site.hook, name, "dce", "excluded"), "value"] == pytest.approx(dce, rel=1e-3, abs=1e-5)
+            encoded = dictionary.encode_sparse(x_RCD.flatten(0, 1))
+            for b in BITS:
+                codes = Quantiser.fit(seen.values, torch.full((2 * 2 * dictionary.latents,), b)).quantise(
+                    encoded, first_N
+                )
+                x_hat_RCD = dictionary.decode_sparse(codes).view_as(x_RCD)
+                for position0 in ("excluded", "included"):
+                    expected = metrics.fvu(*(read(x, tokens_RC, position0) for x in (x_RCD, x_hat_RCD)))
+                    assert table[site.hook, name, "fvu", position0, b] == pytest.approx(expected, rel=1e-4)
+                    values = raw[site.hook, name, "bits", position0] - table[site.hook, name, "bits", position0, b]
+                    l0 = raw[site.hook, name, "l0", position0]
+                    assert values == pytest.approx((8 - b) * (dictionary.k if name != "batchtopk" else l0))
+                    spliced = splice(x_RCD, x_hat_RCD, tokens_RC, position0)[:SPLICED]
+                    dce = (clean.spliced(site, spliced)[0] - clean.loss_RC).mean().item()
+                    found = table[site.hook, name, "dce", position0, b]
+                    if b == 8 or not math.isnan(found):
+                        assert found == pytest.approx(dce, rel=1e-3, abs=1e-5)
+                    assert b == 8 or position0 == "excluded" or math.isnan(found)
 
 
 def test_bits_entropy_is_that_of_validation_frequencies(world, tables, value, model, packed):
@@ -287,7 +299,7 @@ def test_intervals_hold_their_value_and_are_absent_where_they_mean_nothing(table
     assert (known["low"] <= known["high"]).all()
     assert (known["low"] <= known["value"] + slack)[~ratio].all()
     assert (known["value"] <= known["high"] + slack)[~ratio].all()
-    assert table.loc[table["metric"].isin(["dead", "bits"]), ["low", "high"]].isna().all(axis=None)
+    assert table.loc[table["metric"].isin(["dead", "bits", "table_floats"]), ["low", "high"]].isna().all(axis=None)
     wide = known[(known["dictionary"] == "topk") & known["metric"].isin(["fvu", "dce", "kl"])]
     assert (wide["high"] > wide["low"]).all()
 
@@ -298,11 +310,11 @@ def test_intervals_are_of_documents_enough(
 ):
     sites, dictionaries, codecs, _, _ = world
     numbers = np.arange(packed.test.documents.size).reshape(packed.test.documents.shape) % documents
-    rows, sizes = replace(packed.test, documents=numbers), {"tokens": 8 * 32, "splice_tokens": 32, "quantise": False}
+    rows, sizes = replace(packed.test, documents=numbers), {"tokens": 8 * 32, "splice_tokens": 32, "value_bits": []}
     table = measure(
         model, rows, named_entries({sites[0]: dictionaries[sites[0]]}), {sites[0]: codecs[sites[0]]}, [], **sizes
     ).table(draws=50)
-    drawn = table[~table["metric"].isin(["dead", "bits", "bits_entropy"]) & table["value"].notna()]
+    drawn = table[~table["metric"].isin(["dead", "bits", "bits_entropy", "table_floats"]) & table["value"].notna()]
     assert (drawn["documents"] == documents).all()
     assert drawn[["low", "high"]].notna().all(axis=None) == known
     assert drawn[["low", "high"]].isna().all(axis=None) != known
@@ -313,7 +325,7 @@ def test_what_is_spliced_counts_its_own_documents(world, model: LanguageModel, p
     order = torch.randperm(len(packed.test), generator=generator_of("evaluation", 0)).numpy()
     numbers = np.zeros(packed.test.documents.shape, np.int64)
     numbers[order] = np.arange(len(numbers))[:, None]  # one document per row
-    sizes = {"tokens": 12 * 32, "splice_tokens": 3 * 32, "quantise": False}
+    sizes = {"tokens": 12 * 32, "splice_tokens": 3 * 32, "value_bits": []}
     rows = replace(packed.test, documents=numbers)
     table = measure(
         model, rows, named_entries({sites[0]: dictionaries[sites[0]]}), {sites[0]: codecs[sites[0]]}, [], **sizes
@@ -327,9 +339,9 @@ def test_what_is_spliced_counts_its_own_documents(world, model: LanguageModel, p
 def test_without_validation_there_is_no_grid_and_no_frequency(world, model: LanguageModel, packed: PackedText):
     sites, dictionaries, codecs, _, _ = world
     one, sizes = named_entries({sites[0]: dictionaries[sites[0]]}), {"tokens": 64, "splice_tokens": 32}
-    with pytest.raises(ValueError, match="validation: no vector, so no range that codes could be put on"):
+    with pytest.raises(ValueError, match="validation: no vector, so no levels that codes could be put on"):
         measure(model, packed.test, one, {sites[0]: codecs[sites[0]]}, [], **sizes)
-    table = measure(model, packed.test, one, {sites[0]: codecs[sites[0]]}, [], **sizes, quantise=False).table(draws=20)
+    table = measure(model, packed.test, one, {sites[0]: codecs[sites[0]]}, [], **sizes, value_bits=[]).table(draws=20)
     topk = table[table["dictionary"] == "topk"].set_index("metric")["value"]
     assert topk["bits_entropy"].isna().all()
     assert topk["fvu"].notna().all()
@@ -342,15 +354,26 @@ def test_without_validation_there_is_no_grid_and_no_frequency(world, model: Lang
         ({"splice_tokens": 31}, "evaluation.splice_tokens=31 is less than one row of 32 tokens; raise it"),
         (
             {"validation_tokens": 0},
-            "evaluation.validation_tokens=0: .* at least 1, or with evaluation.quantise=false 0",
+            "evaluation.validation_tokens=0: .* at least 1, or with evaluation.value_bits=\\[\\] 0",
         ),
-        ({"validation_tokens": -1, "quantise": False}, "evaluation.validation_tokens=-1"),
+        ({"validation_tokens": -1, "value_bits": []}, "evaluation.validation_tokens=-1"),
+        ({"value_bits": [0, 8]}, r"evaluation.value_bits=\[0, 8\]: whole numbers from 1 to 15, each once"),
+        ({"value_bits": [2, 2]}, r"evaluation.value_bits=\[2, 2\]: .* each once"),
+        ({"levels": "max"}, "evaluation.levels=max: one of lloyd, uniform"),
         ({"draws": 1}, "evaluation.draws=1: at least 20 for intervals, or 0 for a table without any"),
     ],
 )
 def test_options_from_which_no_number_follows(change, message):
-    options = {"tokens": 64, "splice_tokens": 32, "validation_tokens": 32, "quantise": True, "draws": 20, "context": 32}
-    for fine in ({}, {"draws": 0}, {"validation_tokens": 0, "quantise": False}):
+    options = {
+        "tokens": 64,
+        "splice_tokens": 32,
+        "validation_tokens": 32,
+        "value_bits": [8],
+        "draws": 20,
+        "context": 32,
+    }
+    options["levels"] = "lloyd"
+    for fine in ({}, {"draws": 0}, {"validation_tokens": 0, "value_bits": []}):
         check_options(**options | fine)
     with pytest.raises(ValueError, match=message):
         check_options(**options | change)
@@ -385,7 +408,7 @@ def test_densities_sum_to_l0(tables, value, world):
 
 def test_how_rows_are_cut_into_passes_changes_nothing(world, tables, model, packed, monkeypatch):
     monkeypatch.setattr("rayscope.evaluation.measure.LOGITS", 2 * 32 * 320)  # two rows per pass
-    again, _ = run(world, model, packed, tokens=ROWS * 32, quantise=False)
+    again, _ = run(world, model, packed, tokens=ROWS * 32, value_bits=[])
     for column in ("value", "low", "high"):
         np.testing.assert_allclose(again[column], tables[0][column], rtol=1e-3, atol=1e-5)
     pd.testing.assert_frame_equal(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from rayscope.dictionaries.code_length import bits, bits_entropy, k_of_bits
+from rayscope.dictionaries.code_length import bits, bits_entropy, entropy, k_of_bits
 from rayscope.evaluation import metrics
 from rayscope.evaluation.metrics import (
     ErrorSums,
@@ -92,6 +92,22 @@ def test_bits_by_hand():
     assert bits(5, 0, signed=False) == pytest.approx(0)
     several = bits(5, torch.tensor([0.0, 2, 5]), signed=False)
     torch.testing.assert_close(several, torch.tensor([0, math.log2(10) + 16, 40], dtype=torch.float64))
+
+
+def test_bits_of_values_by_hand():
+    """Three bits a value and one for a sign; latents that are always on are signed."""
+    assert bits(5, 2, signed=False, value_bits=3) == pytest.approx(math.log2(10) + 6)
+    assert bits(5, 2, signed=True, value_bits=3) == pytest.approx(math.log2(10) + 8)
+    assert bits(5, 2, signed=False, dense=2, value_bits=3) == pytest.approx(math.log2(3) + 6 + 8)
+    assert k_of_bits(math.log2(10) + 6, 5, signed=False, value_bits=3) == 2
+    _, indices_M, offsets = supports(2)
+    none, active = bits_entropy(indices_M, offsets, torch.tensor([0.5, 0.5]), signed=True, value_bits=3)[[0, 3]]
+    assert active - none == pytest.approx(2 * 4)
+
+
+def test_entropy_by_hand():
+    assert entropy(torch.tensor([0, 2, 1, 0, 1])) == pytest.approx(1.5)
+    assert entropy(torch.tensor([7])) == 0
 
 
 def test_bits_of_latents_that_are_always_on():

@@ -1,4 +1,4 @@
-"""Held-out vectors through meters: the metrics of all vectors at once, with codes as they are and on their grid."""
+"""Held-out vectors through meters: the metrics of all vectors at once, with values as they are and on levels."""
 
 import pytest
 import torch
@@ -6,7 +6,8 @@ import torch
 from rayscope.baselines import pca
 from rayscope.dictionaries import TopK
 from rayscope.evaluation import metrics
-from rayscope.evaluation.quantisation import Calibration
+from rayscope.evaluation.calibration import Calibration
+from rayscope.evaluation.quantisation import Quantiser
 from rayscope.evaluation.reconstruction import reconstruct
 from rayscope.streams.planted import World
 from rayscope.streams.statistics import Moments
@@ -40,11 +41,12 @@ def test_meters_hold_the_metrics_of_all_vectors_at_once(monkeypatch):
     seen = Calibration(12)
     seen.update(linear.encode_sparse(validation.activations["planted"]), torch.zeros(384, dtype=torch.bool))
     nowhere_N = torch.zeros(len(x_ND), dtype=torch.bool)
-    expected = metrics.fvu(x_ND, linear.decode_sparse(seen.grid().quantise(linear.encode_sparse(x_ND), nowhere_N)))
+    quantiser = Quantiser.fit(seen.values, torch.full((2 * 2 * 12,), 8))
+    expected = metrics.fvu(x_ND, linear.decode_sparse(quantiser.quantise(linear.encode_sparse(x_ND), nowhere_N)))
     quantised = reconstruct(both, held_out, validation)[world.site]["pca"].statistics()["fvu"](whole).item()
     assert quantised == pytest.approx(expected, rel=1e-6)
     assert quantised != meters["pca"].statistics()["fvu"](whole).item()
-    plain = reconstruct(both, held_out, validation, quantise=False)[world.site]["pca"].statistics()
+    plain = reconstruct(both, held_out, validation, value_bits=())[world.site]["pca"].statistics()
     assert plain["fvu"](whole).item() == meters["pca"].statistics()["fvu"](whole).item()
     assert plain["bits_entropy"](whole).item() > 8 * 4
     monkeypatch.setattr("rayscope.evaluation.reconstruction.CHUNK", 100)

@@ -335,7 +335,7 @@ def test_documents_are_those_that_the_evaluation_measures(model, packed):
     nothing = {site: references(torch.zeros(32), torch.zeros(32))}
     for seed, tokens in ((0, 32), (0, 100), (3, 320)):
         measured = measure(
-            model, packed.test, [], nothing, [], tokens=640, splice_tokens=tokens, quantise=False, seed=seed
+            model, packed.test, [], nothing, [], tokens=640, splice_tokens=tokens, value_bits=[], seed=seed
         )
         assert documents_predicted(packed.test, tokens, seed) == measured.spliced_documents
     assert documents_predicted(packed.test, 31, 0) == 0

@@ -95,7 +95,7 @@ def test_every_method_is_there_with_every_seed(found):
     wanted = {key: {0, 1} for key in seeded | {"rays", "directions", "frozen", "soft_frozen"}}
     wanted |= {key: set() for key in unseeded} | {key: {0} for key in KINDS}
     assert {method: set(rows["seed"].dropna()) for method, rows in coded.groupby("method")} == wanted
-    assert set(coded["quantised"]) == {True}
+    assert set(coded["value_bits"]) == {8}
     learned = coded[coded["method"].isin({"rays", "directions", "frozen", "soft_frozen"})]
     assert set(learned.groupby(["method", "seed"]).size()) == {len(SIZES["ks"])}
     assert dict(coded[coded["method"].isin(KINDS)].groupby("method").size()) == dict.fromkeys(KINDS, 1)

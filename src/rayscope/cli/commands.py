@@ -262,8 +262,11 @@ def open_comparison(config: DictConfig, records: Records):
 
 
 def log_evaluation(loggers: Sequence[Any], table) -> None:
-    """eval/{metric}/{hook}/{dictionary} to W&B, position 0 left out, at the tokens trained on."""
-    rows = table[(table["position0"] == "excluded") & table["value"].notna()]
+    """eval/{metric}/{hook}/{dictionary} to W&B, position 0 left out, at the most bits per value and the tokens trained
+    on."""
+    from rayscope.report.tables import most_bits
+
+    rows = most_bits(table[(table["position0"] == "excluded") & table["value"].notna()])
     names = "eval/" + rows["metric"] + "/" + rows["site"] + "/" + rows["dictionary"]
     tokens = rows["trained_tokens"].dropna().max() if rows["trained_tokens"].notna().any() else 0
     for logger in loggers:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rayscope.dictionaries import code_length
+from rayscope.dictionaries.code_length import VALUE_BITS
 from rayscope.files import whole_folder
 
 FORMAT = 1
@@ -146,25 +147,37 @@ class Dictionary(nn.Module, ABC):
         """Exactly k codes and nothing else: a fixed number, no dense latents, no side information."""
         return not (self.adaptive or self.dense or self.side)
 
-    def bits(self, k: int | None = None) -> float:
-        """Bits per token at its own k, or at another."""
-        return float(code_length.bits(self.latents, self.k if k is None else k, *self._code))
+    def bits(self, k: int | None = None, value_bits: int = VALUE_BITS) -> float:
+        """Bits per token at its own k, or at another; value_bits: of each value, and one more for its sign."""
+        return float(code_length.bits(self.latents, self.k if k is None else k, *self._code, value_bits))
 
-    def mean_bits(self, counts: Tensor) -> float:
-        """Mean bits per token if counts[n] tokens have n codes; `bits()` if k is fixed."""
+    def mean_bits(self, counts: Tensor, value_bits: int = VALUE_BITS) -> float:
+        """Mean bits per token if counts[n] tokens have n codes, and what it costs to say n: the entropy of counts.
+
+        `bits()` if k is fixed.
+        """
         if not self.adaptive:
-            return self.bits()
+            return self.bits(value_bits=value_bits)
         k = (torch.arange(len(counts), dtype=torch.float64) - self.dense).clamp(min=0)
-        bits = torch.as_tensor(code_length.bits(self.latents, k, *self._code))
-        return ((bits * counts).sum() / counts.sum()).item()
+        bits = torch.as_tensor(code_length.bits(self.latents, k, *self._code, value_bits))
+        return ((bits * counts).sum() / counts.sum()).item() + code_length.entropy(counts)
 
-    def bits_entropy(self, codes: Codes, frequency_L: Tensor) -> Tensor:
+    def bits_entropy(self, codes: Codes, frequency_L: Tensor, value_bits: int = VALUE_BITS) -> Tensor:
         """(N): bits of each vector's code under its latents' firing frequencies."""
-        return code_length.bits_entropy(codes.indices_M, codes.offsets, frequency_L, *self._code)
+        return code_length.bits_entropy(codes.indices_M, codes.offsets, frequency_L, *self._code, value_bits)
 
-    def k_of_bits(self, budget: float) -> int:
+    def k_of_bits(self, budget: float, value_bits: int = VALUE_BITS) -> int:
         """The least k that costs at least `budget` bits per token; all latents if none does."""
-        return code_length.k_of_bits(budget, self.latents, *self._code)
+        return code_length.k_of_bits(budget, self.latents, *self._code, value_bits)
+
+    @property
+    def allocation_L(self) -> Tensor | None:
+        """Bits of each latent's value, sign and all, for a kind that gives them out itself: value_bits are not its."""
+        return None
+
+    def at_bits(self, budget: float, value_bits: int = VALUE_BITS, max_k: int | None = None) -> "Dictionary":
+        """The same weights at the least k that costs at least `budget` bits per token, max_k at most."""
+        return self.with_k(min(self.k_of_bits(budget, value_bits), max_k or self.latents))
 
     @property
     def _code(self) -> tuple[bool, bool, int]:

@@ -13,17 +13,20 @@ import torch
 from torch import Tensor
 
 from rayscope.console import progress
+from rayscope.dictionaries.code_length import VALUE_BITS
 from rayscope.evaluation import metrics
+from rayscope.evaluation.calibration import calibrate_codes
 from rayscope.evaluation.codecs import Codec, DictionaryCodec
 from rayscope.evaluation.entry import Entry, by_site
 from rayscope.evaluation.measurement import Measurement
 from rayscope.evaluation.meter import SiteSums
-from rayscope.evaluation.quantisation import calibrate_codes
+from rayscope.evaluation.quantisation import LEVELS, MOST
+from rayscope.evaluation.spliced import spliced_views, validation_errors
 from rayscope.model import LanguageModel
 from rayscope.model.sites import Site, with_outputs
 from rayscope.model.splicing import CleanPass
 from rayscope.seeding import generator_of
-from rayscope.streams.positions import LATER, keep_first
+from rayscope.streams.positions import LATER, VIEWS, keep_first
 from rayscope.streams.windows import Window, read_rows
 from rayscope.text import Rows
 
@@ -31,7 +34,14 @@ LOGITS = 2**26  # elements of [R, C, V] that one pass may hold
 
 
 def check_options(
-    *, tokens: int, splice_tokens: int, validation_tokens: int, quantise: bool, draws: int, context: int = 1
+    *,
+    tokens: int,
+    splice_tokens: int,
+    validation_tokens: int,
+    value_bits: Sequence[int],
+    levels: str,
+    draws: int,
+    context: int = 1,
 ) -> None:
     """Raises ValueError for an option of `evaluation` from which no number could be computed."""
     for name, value in (("tokens", tokens), ("splice_tokens", splice_tokens)):
@@ -39,11 +49,19 @@ def check_options(
             raise ValueError(
                 f"evaluation.{name}={value} is less than one row of {context} token{'s' * (context > 1)}; raise it"
             )
-    if validation_tokens < 1 and (quantise or validation_tokens < 0):
+    if validation_tokens < 1 and (value_bits or validation_tokens < 0):
         raise ValueError(
-            f"evaluation.validation_tokens={validation_tokens}: codes are put on 256 levels of the range that they "
-            "have there; at least 1, or with evaluation.quantise=false 0"
+            f"evaluation.validation_tokens={validation_tokens}: the levels of values are fitted there; at least 1, "
+            "or with evaluation.value_bits=[] 0"
         )
+    wrong = [b for b in value_bits if not 1 <= b < MOST]
+    if wrong or len(set(value_bits)) < len(value_bits):
+        raise ValueError(
+            f"evaluation.value_bits={list(value_bits)}: whole numbers from 1 to {MOST - 1}, each once, or [] for "
+            "values as they are"
+        )
+    if levels not in LEVELS:
+        raise ValueError(f"evaluation.levels={levels}: one of {', '.join(LEVELS)}")
     if draws < 0 or 0 < draws < metrics.FEWEST_DRAWS:
         raise ValueError(
             f"evaluation.draws={draws}: at least {metrics.FEWEST_DRAWS} for intervals, or 0 for a table without any"
@@ -59,7 +77,8 @@ def measure(
     *,
     tokens: int,
     splice_tokens: int,
-    quantise: bool = True,
+    value_bits: Sequence[int] = (VALUE_BITS,),
+    levels: str = "lloyd",
     seed: int = 0,
     split: str = "test",
     text: str = "",
@@ -72,8 +91,9 @@ def measure(
 
     text: what tables call the text that the rows are of.
 
-    validation: whole rows on which each latent's range and frequency are read; a dictionary is measured with its codes
-    on 256 levels of that range, or, without `quantise`, as they are.
+    validation: whole rows, on which each latent's levels and frequency are fitted. A dictionary encodes once and is
+    measured with its values on 2^b levels for each b of value_bits (see `Quantiser`), or, if there is none, as they
+    are; which of these points are spliced, `spliced_views` says.
     """
     context = rows.tokens.shape[1]
     for name, value in (("tokens", tokens), ("splice_tokens", splice_tokens)):
@@ -85,8 +105,12 @@ def measure(
     seen = calibrate_codes(by_site(entries), validation)
     sites = {}
     for site, codecs in references.items():
-        coded = {e.name: DictionaryCodec(e.dictionary, seen[site][e.name], quantise) for e in entries if e.site == site}
-        sites[site] = SiteSums(coded | dict(codecs), site.output.width, len(numbers))
+        coded, errors = {}, {}
+        for entry in (entry for entry in entries if entry.site == site):
+            known = seen[site].pop(entry.name)  # whose values are freed before the next one's are sorted
+            coded[entry.name] = DictionaryCodec(entry.dictionary, known, value_bits, levels)
+            errors[entry] = validation_errors(coded[entry.name], known)
+        sites[site] = SiteSums(coded | dict(codecs), site.output.width, len(numbers), spliced_views(errors))
     listed = with_references(entries, references)
     clean_G, predicted_G = torch.zeros(2, len(numbers), dtype=torch.float64)
     with progress("evaluating", len(listed) * len(chosen) * context) as advance, torch.no_grad():
@@ -120,23 +144,23 @@ def measure_site(
     vectors = window.at(site)
     sums.variance.update(vectors)
     if clean:
-        for view, loss_RC, _ in splice(window, clean, site, torch.zeros_like(vectors.target_ND)):
-            add(sums.zero[view], window, loss_RC)
+        for view in VIEWS:
+            add(sums.zero[view], window, splice(window, clean, site, torch.zeros_like(vectors.target_ND), view)[0])
     for meter in sums.meters.values():
-        x_hat_ND = meter.reconstruct(vectors)
-        if clean:
-            for view, loss_RC, kl_RC in splice(window, clean, site, x_hat_ND):
-                add(meter.loss[view], window, loss_RC)
-                add(meter.kl[view], window, kl_RC)
+        for point, x_hat_ND in meter.reconstruct(vectors):
+            if clean:
+                for view in point.loss:
+                    loss_RC, kl_RC = splice(window, clean, site, x_hat_ND, view)
+                    add(point.loss[view], window, loss_RC)
+                    add(point.kl[view], window, kl_RC)
         advance(window.tokens_RC.numel())
 
 
-def splice(window: Window, clean: CleanPass, site: Site, x_hat_ND: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """(view, loss, KL): position 0 keeps its own activation (excluded), or is replaced too (included)."""
+def splice(window: Window, clean: CleanPass, site: Site, x_hat_ND: Tensor, view: str) -> tuple[Tensor, Tensor]:
+    """(loss, KL): position 0 keeps its own activation (excluded), or is replaced too (included)."""
     x_RCD = clean.activations[site.output.key]
     x_hat_RCD = window.in_rows(x_hat_ND, x_RCD)
-    yield "excluded", *clean.spliced(site.output, keep_first(x_RCD, x_hat_RCD))
-    yield "included", *clean.spliced(site.output, x_hat_RCD)
+    return clean.spliced(site.output, keep_first(x_RCD, x_hat_RCD) if view == "excluded" else x_hat_RCD)
 
 
 def add(sums_G: Tensor, window: Window, values_RC: Tensor) -> None:

@@ -20,16 +20,16 @@ from rayscope.streams.positions import VIEWS
 from rayscope.text import said
 
 COLUMNS = [
-    "site", "dictionary", "method", "family", "role", "kind", "k", "coder", "latents", "metric", "value", "low", "high",
-    "position0", "split", "tokens", "trained_tokens", "seed", "quantised", "documents",
-    "text", "fitted_on",
+    "site", "dictionary", "method", "family", "role", "kind", "k", "coder", "value_bits", "latents", "metric", "value",
+    "low", "high", "position0", "split", "tokens", "trained_tokens", "seed", "documents", "text", "fitted_on",
 ]  # fmt: skip
 METRICS = [
     "fvu", "dce", "kl", "loss_recovered_zero", "loss_recovered_mean", "l2_ratio", "l0", "density", "dead", "bits",
-    "bits_entropy",
+    "bits_entropy", "table_floats",
 ]  # fmt: skip
+OF_CODES = ("l0", "density", "dead")  # as they are: the same at any number of bits per value
 SPLICED = ("dce", "kl", "loss_recovered_zero", "loss_recovered_mean")  # on the first splice_tokens alone
-WHOLE = ("k", "latents", "trained_tokens", "seed")  # whole numbers that may be blank
+WHOLE = ("k", "value_bits", "latents", "trained_tokens", "seed")  # whole numbers that may be blank
 
 
 @dataclass(frozen=True)
@@ -61,39 +61,57 @@ class Measurement:
     def meter(self, entry: Entry) -> Meter:
         return self.sites[entry.site].meters[entry.name]
 
-    def statistics(self, entry: Entry, view: str = "excluded") -> dict[str, Callable[[Tensor], Tensor]]:
-        """{metric: weights_BG -> [B]} over resamples of documents."""
+    def statistics(
+        self, entry: Entry, view: str = "excluded", value_bits: int | None = None
+    ) -> dict[str, Callable[[Tensor], Tensor]]:
+        """{metric: weights_BG -> [B]} over resamples of documents; value_bits: the most measured, unless given.
+
+        Without dce and its like if this point was not spliced in this view.
+        """
         sums, meter = self.sites[entry.site], self.meter(entry)
-        loss_G, zero_G, mean_G = meter.loss[view], sums.zero[view], sums.meters["mean"].loss[view]
+        point, statistics = meter.point(value_bits), meter.statistics(view, value_bits)
+        if view not in point.loss:
+            return statistics
+        loss_G, zero_G, mean_G = point.loss[view], sums.zero[view], sums.meters["mean"].point().loss[view]
         return {
-            **meter.statistics(view),
+            **statistics,
             "dce": metrics.ratio_of_sums(loss_G - self.clean_G, self.predicted_G),
-            "kl": metrics.ratio_of_sums(meter.kl[view], self.predicted_G),
+            "kl": metrics.ratio_of_sums(point.kl[view], self.predicted_G),
             "loss_recovered_zero": metrics.loss_recovered(zero_G, loss_G, self.clean_G),
             "loss_recovered_mean": metrics.loss_recovered(mean_G, loss_G, self.clean_G),
         }
 
     def table(self, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
-        """One row per entry, metric and view of position 0; blank where a codec has no such metric.
+        """One row per entry, number of bits per value, metric and view of position 0, blank if there is no such metric
+        or it was not measured; metrics that are the same at any bits per value have one row, without them.
 
         Intervals are the central 95% over `draws` bootstraps of documents, blank for fewer documents than
         `metrics.interval` takes.
         """
         weights_BG = metrics.bootstrap_weights(self.documents, draws, seed)
-        rows = [row for entry in self.entries for view in VIEWS for row in self.rows_of(entry, view, weights_BG)]
+        rows = [
+            row
+            for entry in self.entries
+            for view in VIEWS
+            for value_bits in self.meter(entry).codec.value_bits
+            for row in self.rows_of(entry, view, value_bits, weights_BG)
+        ]
         return pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(WHOLE, "Int64"))
 
-    def rows_of(self, entry: Entry, view: str, weights_BG: Tensor) -> list[dict[str, Any]]:
+    def rows_of(self, entry: Entry, view: str, value_bits: int | None, weights_BG: Tensor) -> list[dict[str, Any]]:
         """documents: those that have a vector, of what is spliced those that have a prediction."""
-        meter, statistics = self.meter(entry), self.statistics(entry, view)
-        ones, whole = torch.ones(1, self.documents, dtype=torch.float64), meter.whole(view)
-        with_vectors = int((meter.errors[view].variance.count_G > 0).sum())
+        meter, statistics = self.meter(entry), self.statistics(entry, view, value_bits)
+        ones, whole = torch.ones(1, self.documents, dtype=torch.float64), meter.whole(view, value_bits)
+        with_vectors = int((meter.point().errors[view].variance.count_G > 0).sum())
         rows = []
         for metric in METRICS:
+            if metric in OF_CODES and value_bits != meter.at(None):
+                continue
             tokens, documents = self.tokens, with_vectors
             if metric in SPLICED:
                 tokens, documents = self.splice_tokens, self.spliced_documents
             row = {"metric": metric, "position0": view, "split": self.split, "tokens": tokens, "documents": documents}
+            row["value_bits"] = None if metric in OF_CODES else value_bits
             if metric in statistics:
                 row["value"] = statistics[metric](ones).item()
                 row["low"], row["high"] = metrics.interval(statistics[metric], weights_BG, documents)
@@ -122,6 +140,5 @@ def described(entry: Entry, codec: Codec) -> dict[str, Any]:
         "latents": codec.latents or None,
         "seed": entry.seed,
         "trained_tokens": codec.provenance.get("tokens"),
-        "quantised": codec.quantised,
         "fitted_on": said(codec.provenance.get("text")),
     }

@@ -1,115 +1,104 @@
-"""Codes on 256 levels: what validation text shows of each latent, and the grid that follows from it.
+"""Quantiser: values on 2^b levels, which are fitted on validation values.
 
-N vectors, L latents, M non-zero codes of N vectors, P places: later positions, position 0 (see `positions`).
+M non-zero codes, V values seen, C cells (see `calibration`), T levels of all tables.
 """
 
-from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from rayscope.dictionaries import Codes, Dictionary
-from rayscope.model.sites import Site
-from rayscope.streams.positions import VIEWS
-from rayscope.streams.stream import Batch
-from rayscope.streams.windows import Window
+from rayscope.dictionaries import Codes
+from rayscope.evaluation.calibration import Values, cells, scaled
 
-Key = TypeVar("Key", bound=Hashable)
-LEVELS = 256  # the 8 bits of a value that code_length.bits counts
-
-
-class Calibration:
-    """Least and greatest |code| of each latent and how often it fires, over validation vectors.
-
-    Position 0 is kept apart: its codes may be a hundred times those of any other, and a decoder knows the position.
-    """
-
-    def __init__(self, latents: int, device: torch.device | str = "cpu"):
-        self.latents = latents
-        self.low_PL = torch.full((2, latents), torch.inf, device=device)
-        self.high_PL = torch.zeros(2, latents, device=device)
-        self.fired_PL = torch.zeros(2, latents, dtype=torch.int64, device=device)
-        self.vectors_P = torch.zeros(2, dtype=torch.int64, device=device)
-
-    @torch.no_grad()
-    def update(self, codes: Codes, first_N: Tensor) -> None:
-        """first_N: which of the vectors are at position 0."""
-        cells_M, size_M = cells(codes, first_N), codes.values_M.detach().abs().to(self.low_PL.dtype)
-        self.low_PL.view(-1).scatter_reduce_(0, cells_M, size_M, "amin")
-        self.high_PL.view(-1).scatter_reduce_(0, cells_M, size_M, "amax")
-        self.fired_PL += cells_M.bincount(minlength=2 * self.latents).view(2, -1)
-        self.vectors_P += first_N.to(self.vectors_P.device).long().bincount(minlength=2)
-
-    def frequency(self, view: str) -> Tensor:
-        """(L): (count + 1/2) / (vectors + 1), so that no latent has probability 0 or 1.
-
-        NaN if no vector was seen.
-        """
-        places = VIEWS[view]
-        vectors = self.vectors_P[places].sum()
-        frequency_L = (self.fired_PL[places].sum(0) + 0.5).double() / (vectors + 1)
-        return frequency_L if vectors else torch.full_like(frequency_L, torch.nan)
-
-    def grid(self) -> "Grid":
-        """LEVELS levels from low / w to w high, w = 1 + 1 / n: the n values seen, and the more room the fewer they are.
-
-        A latent never seen at a place has the range of all latents there, and of all places if none was. Raises
-        ValueError if no vector was seen at all.
-        """
-        if not self.vectors_P.sum():
-            raise ValueError(
-                "validation: no vector, so no range that codes could be put on; give some, or quantise=false"
-            )
-        seen_PL = self.fired_PL > 0
-        wider_PL = 1 + 1 / self.fired_PL
-        all_low_P, all_high_P = self.low_PL.amin(1), self.high_PL.amax(1)
-        all_low_P = torch.where(seen_PL.any(1), all_low_P, all_low_P.min()).nan_to_num(posinf=0)  # 0: no code at all
-        all_high_P = torch.where(seen_PL.any(1), all_high_P, all_high_P.max())
-        low_PL = torch.where(seen_PL, self.low_PL / wider_PL, all_low_P[:, None])
-        high_PL = torch.where(seen_PL, self.high_PL * wider_PL, all_high_P[:, None])
-        return Grid(low_PL, (high_PL - low_PL) / (LEVELS - 1))
-
-
-@torch.no_grad()
-def calibrate_codes(
-    dictionaries: Mapping[Site, Mapping[Key, Dictionary]], parts: Iterable[Window | Batch]
-) -> dict[Site, dict[Key, Calibration]]:
-    """What validation text shows of every dictionary's codes."""
-    seen = {
-        site: {n: Calibration(d.latents, d.device) for n, d in named.items()} for site, named in dictionaries.items()
-    }
-    for part in parts:
-        for site, named in dictionaries.items():
-            vectors = part.at(site)
-            for name, dictionary in named.items():
-                codes = vectors.to(dictionary.device).encode(dictionary)
-                seen[site][name].update(codes, vectors.first_N)
-    return seen
+LEVELS = ("lloyd", "uniform")
+OWN = 64  # values that a cell needs for levels of its own,
+PER_LEVEL = 8  # and for each of them
+STEPS = 100
+APART = 3.0  # between tables on their common line
+MOST = 16  # bits of a value
 
 
 @dataclass(frozen=True)
-class Grid:
-    """|z| becomes the nearest of low + step {0, ..., 255} and keeps its sign, which `bits` counts in addition to the 8.
+class Quantiser:
+    """|z| = low + width u of its cell becomes low + width (the nearest level of the cell's table), and keeps its sign.
 
-    Values out of the range go to its ends. As low > 0, a code that is active stays so: L0 and bits are what they were.
+    |z| out of its range goes to an end of it. Without `ends` z itself is put on levels, its sign being one of the bits.
+    Tables lie on one line, table t from APART t to APART t + 1, so that one search finds a level in any of them.
     """
 
-    low_PL: Tensor
-    step_PL: Tensor
+    ends: bool
+    low_C: Tensor
+    width_C: Tensor
+    table_C: Tensor
+    table_T: Tensor
+    level_T: Tensor
+    floats: int  # stored: the levels that were fitted, and the ranges of cells seen
+
+    @classmethod
+    def fit(cls, values: Values, bits_C: Tensor, ends: bool = True, levels: str = "lloyd") -> "Quantiser":
+        """2^b levels for each cell of b bits, up to MOST.
+
+        lloyd: Lloyd-Max's, of least squared error on the values seen. A cell with at least OWN values, and PER_LEVEL
+        for each level, has levels of its own. All others of a place share theirs, fitted on all values of the place,
+        each with the weight width^2 that its squared error has. uniform: the centres of 2^b equal parts of each range.
+        """
+        fitted = levels == "lloyd"
+        own_C = fitted & (values.count_C >= OWN) & (values.count_C >= PER_LEVEL * 2**bits_C)
+        table_C, own = own_C.cumsum(0) - 1, int(own_C.sum())
+        shared, number = (MOST * values.place_C + bits_C)[~own_C].unique(return_inverse=True)
+        table_C[~own_C] = own + number
+        table_T, level_T = evenly(torch.cat([bits_C[own_C], shared % MOST]))
+        if fitted:
+            parts = [values.of_cells(own_C, table_C)]
+            parts += [values.of_place(place, own + i) for i, place in enumerate((shared // MOST).tolist())]
+            level_T = lloyd(table_T, level_T, *(torch.cat(each) for each in zip(*parts, strict=True)))
+        floats = 2 * int((values.count_C > 0).sum()) + fitted * len(level_T)
+        return cls(ends, values.low_C, values.width_C, table_C, table_T, level_T, floats)
+
+    def to(self, device: torch.device | str) -> "Quantiser":
+        return replace(self, **{name: x.to(device) for name, x in vars(self).items() if isinstance(x, Tensor)})
 
     @torch.no_grad()
     def quantise(self, codes: Codes, first_N: Tensor) -> Codes:
-        cells_M = cells(codes, first_N)
-        low_M, step_M = self.low_PL.view(-1)[cells_M], self.step_PL.view(-1)[cells_M]
-        level_M = codes.values_M.abs().to(low_M.dtype).sub_(low_M)
-        level_M.div_(step_M).nan_to_num_(0).round_().clamp_(0, LEVELS - 1)  # 0 / 0 where the range is one point
-        size_M = level_M.mul_(step_M).add_(low_M).to(codes.values_M.dtype)
-        return replace(codes, values_M=size_M.copysign_(codes.values_M))
+        sizes_M = self.nearest(*cells(codes, first_N, self.ends)).to(codes.values_M.dtype)
+        return replace(codes, values_M=sizes_M.copysign_(codes.values_M) if self.ends else sizes_M)
+
+    def nearest(self, cells_M: Tensor, sizes_M: Tensor) -> Tensor:
+        low_M, width_M, table_M = self.low_C[cells_M], self.width_C[cells_M], self.table_C[cells_M]
+        line_M = scaled(sizes_M, low_M, width_M).add_(table_M, alpha=APART)
+        level_M = torch.searchsorted(midpoints(self.table_T, self.level_T), line_M)
+        return self.level_T[level_M].mul_(width_M).add_(low_M)
 
 
-def cells(codes: Codes, first_N: Tensor) -> Tensor:
-    """(M): each code's place in a flattened [P, L]."""
-    first_M = first_N.to(codes.offsets.device).repeat_interleave(codes.offsets.diff(), output_size=len(codes.indices_M))
-    return codes.indices_M + codes.latents * first_M
+def evenly(bits: Tensor) -> tuple[Tensor, Tensor]:
+    """(table_T, level_T): for each table of b bits the centres of 2^b equal parts of [0, 1]."""
+    sizes = 2**bits
+    table_T = torch.arange(len(bits)).repeat_interleave(sizes)
+    number_T = torch.arange(len(table_T)) - (sizes.cumsum(0) - sizes)[table_T]
+    return table_T, (number_T + 0.5) / sizes[table_T]
+
+
+def lloyd(table_T: Tensor, level_T: Tensor, table_V: Tensor, u_V: Tensor, weight_V: Tensor) -> Tensor:
+    """The levels after STEPS of Lloyd-Max on values in order: each the mean of the values that are nearest to it.
+
+    From halfway between even levels and quantiles; a level with no value nearest to it stays. On sums over a
+    stretch of values as differences of running sums.
+    """
+    if not len(u_V):
+        return level_T
+    count = table_V.bincount(minlength=int(table_T[-1]) + 1)
+    quantile_T = u_V[((count.cumsum(0) - count)[table_T] + level_T * count[table_T]).long()]
+    level_T = (level_T + quantile_T) / 2
+    line_V, sums = u_V + APART * table_V, F.pad(torch.stack([weight_V, weight_V * u_V]).cumsum(1), (1, 0))
+    for _ in range(STEPS):
+        stops = torch.searchsorted(line_V, midpoints(table_T, level_T))
+        mass_T, moment_T = sums[:, F.pad(F.pad(stops, (1, 0)), (0, 1), value=len(u_V))].diff()
+        level_T = torch.where(mass_T > 1e-12 * len(u_V), moment_T / mass_T, level_T)
+    return level_T
+
+
+def midpoints(table_T: Tensor, level_T: Tensor) -> Tensor:
+    line_T = level_T + APART * table_T
+    return (line_T[1:] + line_T[:-1]) / 2

@@ -16,7 +16,7 @@ from rayscope.report.tables import COLUMNS, ROLES
 from rayscope.report.texts import NAMED
 
 TEXT = {
-    *("site", "dictionary", "method", "family", "role", "kind", "coder", "metric", "position0", "split", "quantised"),
+    *("site", "dictionary", "method", "family", "role", "kind", "coder", "metric", "position0", "split"),
     *("predicate", "token", "labels", *NAMED),
 }
 FEATURES = [

@@ -23,9 +23,10 @@ METRICS = {
             "bits",
             "bits",
             "bits/token",
-            "Length of one token's code: which latents are on (log2 of L choose k), 8 bits for each coefficient and "
-            "one more for its sign where it has one; pca_prefix always uses the same components and pays for "
-            "coefficients alone. Blank for codecs.",
+            "Length of one token's code: which latents are on (log2 of L choose k), the bits of each coefficient and "
+            "one more for its sign if it has one, and, if the number of codes varies, the entropy of that number; "
+            "pca_prefix and pca_transform always use the same components and pay for coefficients alone. Blank for "
+            "codecs.",
             "{:.0f}",
         ),
         Metric(

@@ -13,7 +13,7 @@ from rayscope.evaluation.metrics import FEWEST_DOCUMENTS
 from rayscope.report.metrics import METRICS
 
 KEYS = ["site", "dictionary", "method", "family", "role", "kind", "k", "coder", "latents", "position0"]
-COLUMNS = [*KEYS, "metric", "value", "low", "high", "split", "tokens", "trained_tokens", "seed"]
+COLUMNS = [*KEYS, "value_bits", "metric", "value", "low", "high", "split", "tokens", "trained_tokens", "seed"]
 ROLES = {
     "reference": "Reference codecs",
     "control": "Controls, whose directions know nothing of the data",
@@ -26,13 +26,12 @@ LEARNED = ("rays", "directions")  # without side information
 
 
 def rows(evaluation: pd.DataFrame) -> pd.DataFrame:
-    """One row for each site, dictionary, k and position0: references on top, learned below.
+    """One row for each site, dictionary, k and position0, at its most bits per value: references on top, learned below.
 
-    Columns: KEYS, seeds, tokens, trained_tokens, quantised, and metric, metric_low, metric_high and
+    Columns: KEYS, seeds, tokens, trained_tokens, value_bits, and metric, metric_low, metric_high and
     metric_documents (NaN in a table that was made before they were counted) of every metric. Several seeds become their
     mean, an interval that covers all of theirs, and their fewest documents. Test rows alone, if there are any.
     """
-    evaluation = evaluation.assign(quantised=quantised(evaluation))
     if "documents" not in evaluation:
         evaluation = evaluation.assign(documents=math.nan)
     missing = [column for column in COLUMNS if column not in evaluation]
@@ -40,13 +39,14 @@ def rows(evaluation: pd.DataFrame) -> pd.DataFrame:
         raise ValueError(f"the evaluation has no column {missing[0]!r}; its columns should be {', '.join(COLUMNS)}")
     if (evaluation["split"] == "test").any():
         evaluation = evaluation[evaluation["split"] == "test"]
+    evaluation = most_bits(evaluation)
     groups = evaluation.groupby(KEYS, dropna=False, sort=False)
     row = groups.ngroup()
     table = groups.agg(
         seeds=("seed", "nunique"),
         tokens=("tokens", "max"),
         trained_tokens=("trained_tokens", "max"),
-        quantised=("quantised", "all"),
+        value_bits=("value_bits", "max"),
     ).reset_index()
     for column, how in (("value", "mean"), ("low", "min"), ("high", "max"), ("documents", "min")):
         values = pd.to_numeric(evaluation[column]).groupby([row, evaluation["metric"]]).agg(how).unstack()
@@ -58,11 +58,11 @@ def rows(evaluation: pd.DataFrame) -> pd.DataFrame:
     return table.loc[ranks.index].reset_index(drop=True)
 
 
-def quantised(evaluation: pd.DataFrame) -> pd.Series:
-    """The column `quantised` as booleans; false in a table that was made before there was one."""
-    if "quantised" not in evaluation:
-        return pd.Series(False, index=evaluation.index)
-    return evaluation["quantised"].astype(str).str.lower() == "true"
+def most_bits(evaluation: pd.DataFrame) -> pd.DataFrame:
+    """Each dictionary at its most bits per value, with what is the same at any number of them."""
+    bits = evaluation["value_bits"].astype(float)
+    most = bits.groupby([evaluation["site"], evaluation["dictionary"]]).transform("max")
+    return evaluation[bits.isna() | (bits == most)]
 
 
 def points(evaluation: pd.DataFrame) -> pd.DataFrame:
@@ -71,13 +71,11 @@ def points(evaluation: pd.DataFrame) -> pd.DataFrame:
 
 
 def values_said(evaluation: pd.DataFrame) -> str:
-    """What the codes' values were in FVU and dCE: on the 8 bits that `bits` counts, or not."""
-    coded = quantised(evaluation)[evaluation["role"] != "reference"]
-    if coded.empty or not coded.any():
-        return "Values are in full precision, not on the 8 bits that bits count."
-    if coded.all():
-        return "Values are on 256 levels, the 8 bits that bits count."
-    return "Values are on 256 levels, the 8 bits that bits count, in some rows alone: see the column quantised."
+    """What values were in FVU and dCE of `rows`: at how many bits each, or as they are."""
+    bits = most_bits(evaluation)["value_bits"].dropna().astype(int)
+    if bits.empty:
+        return "Values are in full precision, not at the 8 bits that bits count."
+    return f"Values are at {' or '.join(map(str, sorted(bits.unique())))} bits, as bits count them."
 
 
 def headline_k(table: pd.DataFrame) -> float:

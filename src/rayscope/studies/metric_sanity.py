@@ -19,7 +19,7 @@ from rayscope.dictionaries import Codes
 from rayscope.dictionaries.code_length import bits
 from rayscope.drawing import COLOURS, MARKERS, label, panels
 from rayscope.evaluation import metrics
-from rayscope.evaluation.codecs import Codec, Identity, Mean, Position0, no_codes, references
+from rayscope.evaluation.codecs import Codec, Identity, Mean, Position0, references
 from rayscope.evaluation.entry import Entry
 from rayscope.evaluation.measure import measure
 from rayscope.evaluation.measurement import Measurement
@@ -131,8 +131,8 @@ class Half(Codec):
     def __init__(self, mean_D: Tensor, error_D: Tensor):
         self.mean_D, self.error_D = mean_D, error_D
 
-    def reconstruct(self, vectors: Vectors) -> tuple[Tensor, Codes]:
-        return self.mean_D + (vectors.x_ND - self.mean_D) / 2 + self.error_D, no_codes(vectors)
+    def decode(self, codes: Codes, vectors: Vectors, value_bits: int | None = None) -> Tensor:
+        return self.mean_D + (vectors.x_ND - self.mean_D) / 2 + self.error_D
 
 
 def codecs(known: Known) -> dict[str, tuple[Codec, float]]:
@@ -166,7 +166,7 @@ def explained_variance(vectors: Vectors, codec: Codec, batch: int = CHUNK, scale
     variance = metrics.VarianceSums(vectors.x_ND.shape[1], 1)
     sums = metrics.ErrorSums(variance)
     for part in chunks(vectors, batch):
-        x_ND, x_hat_ND = scale * part.x_ND, scale * codec.reconstruct(part)[0]
+        x_ND, x_hat_ND = scale * part.x_ND, scale * codec.reconstruct(part)
         variance.update(x_ND, part.documents_N)
         sums.update(*metrics.errors(x_ND, x_hat_ND), part.documents_N)
     return 1 - sums.fvu(torch.ones(1, 1, dtype=torch.float64)).item()
@@ -180,7 +180,7 @@ def faulty(vectors: Vectors, codec: Codec, known: Known) -> dict[str, float]:
     residual_D = torch.zeros_like(known.mean_D)
     for part in chunks(vectors):
         x_ND = part.x_ND
-        residual_ND = x_ND - codec.reconstruct(part)[0]
+        residual_ND = x_ND - codec.reconstruct(part)
         error_N = residual_ND.square().sum(1)
         ratio += (error_N / (x_ND - known.mean_D).square().sum(1)).sum()
         error += error_N.sum()
@@ -213,7 +213,7 @@ def evaluated(
     entry = Entry(site, "pca_prefix", "baseline", k, None, prefix, "pca_prefix")
     measured = measure(
         source.model, source.text.test, [entry], {site: references(first_D, rest_D)}, [],
-        tokens=whole_rows(source, tokens), splice_tokens=splice_rows * source.text.context, quantise=False,
+        tokens=whole_rows(source, tokens), splice_tokens=splice_rows * source.text.context, value_bits=[],
         seed=source.seed,
     )  # fmt: skip
     expected: dict[tuple[str, str, str], float] = {

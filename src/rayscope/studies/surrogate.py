@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rayscope.baselines import pca
 from rayscope.dictionaries import Dictionary, Learned
+from rayscope.dictionaries.code_length import VALUE_BITS
 from rayscope.drawing import COLOURS, MARKERS, label, panels
 from rayscope.evaluation import metrics
 from rayscope.evaluation.meter import Meter
@@ -36,8 +37,8 @@ from rayscope.text import SPLITS
 MATCHED = ("gaussian", "elliptical", "pc_shuffled", "token_mixture")  # of the real mean and covariance
 STREAMS = ("real", *MATCHED, "random_weights")
 COLUMNS = [
-    "stream", "site", "method", "k", "latents", "bits", "seed", "metric", "value", "low", "high", "quantised", "tokens",
-    "trained_tokens",
+    "stream", "site", "method", "k", "value_bits", "latents", "bits", "seed", "metric", "value", "low", "high",
+    "tokens", "trained_tokens",
 ]  # fmt: skip
 DRAWS = 1000
 LARGEST = 1000.0  # a fraction of a gain that can vanish
@@ -201,14 +202,14 @@ def row_of(one: Measured) -> dict[str, Any]:
     value, draws_B = one.fvu
     low, high = metrics.interval(lambda _: draws_B, draws_B)
     about = {"method": one.method, "k": one.dictionary.k, "latents": one.dictionary.latents, "bits": one.bits}
-    about |= {"seed": one.seed, "trained_tokens": one.dictionary.provenance.get("tokens"), "quantised": True}
+    about |= {"seed": one.seed, "trained_tokens": one.dictionary.provenance.get("tokens"), "value_bits": VALUE_BITS}
     return {**about, "metric": "fvu", "value": value, "low": low, "high": high}
 
 
 def gain_row(stream: str, hook: str, k: int, seed: int, gain: tuple[float, Tensor]) -> dict[str, Any]:
     value, draws_B = gain
     low, high = metrics.interval(lambda _: draws_B, draws_B)
-    about = {"stream": stream, "site": hook, "method": "rays", "k": k, "seed": seed, "quantised": True}
+    about = {"stream": stream, "site": hook, "method": "rays", "k": k, "seed": seed, "value_bits": VALUE_BITS}
     return {**about, "metric": "gain", "value": value, "low": low, "high": high}
 
 

@@ -7,9 +7,9 @@ import protocol
 import torch
 
 from rayscope.dictionaries import TopK
+from rayscope.evaluation.calibration import Calibration
 from rayscope.evaluation.codecs import DictionaryCodec
 from rayscope.evaluation.meter import Meter, Variance
-from rayscope.evaluation.quantisation import Calibration
 from rayscope.memory import keep_freed_memory
 from rayscope.streams.positions import first
 from rayscope.streams.stream import Vectors
@@ -32,7 +32,7 @@ for x_ND in protocol.batches(train_ND, rows * settings.context, settings.seed):
     if settings.measure:
         vectors = Vectors(x_ND, x_ND, tokens_N, documents_N, first_N)
         variance.update(vectors)
-        meter.reconstruct(vectors)
+        meter.update(vectors)
     else:
         dictionary.encode_sparse(x_ND)
 protocol.finish("rayscope")

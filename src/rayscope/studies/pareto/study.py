@@ -29,9 +29,9 @@ from rayscope.studies.pareto.ratios import Ratios
 from rayscope.studies.study import Findings, Setting
 
 COLUMNS = [
-    "site", "method", "family", "position0", "role", "k", "latents", "seed", "bits", "bits_entropy",
+    "site", "method", "family", "position0", "role", "k", "value_bits", "latents", "seed", "bits", "bits_entropy",
     "fvu", "fvu_low", "fvu_high", "dce", "dce_low", "dce_high", "kl", "kl_low", "kl_high", "l0", "dead",
-    "gap_omp", "gap_fista", "quantised", "tokens", "splice_tokens", "gap_tokens", "trained_tokens",
+    "gap_omp", "gap_fista", "tokens", "splice_tokens", "gap_tokens", "trained_tokens",
 ]  # fmt: skip
 DRAWS = 1000
 
@@ -160,7 +160,7 @@ def row_of(measured: Measurement, entry: Entry, position0: str, weights_BG: Tens
         "role": entry.role,
         "k": entry.k,
         "seed": entry.seed,
-        "quantised": meter.codec.quantised,
+        "value_bits": meter.at(None),
     }
     row |= {"tokens": measured.tokens, "splice_tokens": measured.splice_tokens}
     if entry.role != "reference":

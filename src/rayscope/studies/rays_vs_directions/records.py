@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rayscope.dictionaries import Dictionary
+from rayscope.dictionaries.code_length import VALUE_BITS
 from rayscope.model.sites import Site
 from rayscope.studies.arms import Arm
 from rayscope.studies.rays_vs_directions.polarity import Polarity
@@ -21,7 +22,7 @@ from rayscope.studies.rays_vs_directions.polarity import Polarity
 RAYS, DIRECTIONS = "A_rays_2m", "B_directions_m"  # which cost the same bits
 COLUMNS = [
     "stream", "site", "arm", "k", "latents", "bits", "bits_over_A", "seed", "metric", "value", "low", "high",
-    "position0", "tokens", "trained_tokens", "quantised",
+    "position0", "tokens", "trained_tokens", "value_bits",
 ]  # fmt: skip
 QUANTISED = ("fvu", "dce", "kl")
 
@@ -59,7 +60,7 @@ class Records:
         row = {"stream": stream, "site": site.hook, "metric": metric, "value": value, "position0": position0}
         row |= {"arm": arm.method, "k": arm.k, "seed": arm.seed, "latents": dictionary.latents, "tokens": tokens}
         row |= {"bits": dictionary.bits(), "trained_tokens": dictionary.provenance.get("tokens")}
-        row |= {"quantised": metric in QUANTISED}
+        row |= {"value_bits": VALUE_BITS if metric in QUANTISED else None}
         key: tuple[Hashable, ...] = (stream, site.hook, arm, metric)
         if position0 == "excluded":
             self.values[key] = value

@@ -172,7 +172,7 @@ def rows(found: FOUND, setting: Setting, k: int, sizes: dict[str, dict]) -> Iter
             for seed, these in each:
                 seen = over_seeds(these)
                 row = about | {"seed": seed, "tau": tau, "metric": count, "value": seen.value}
-                yield row | {"low": seen.low, "high": seen.high, "quantised": False} | sizes[name]
+                yield row | {"low": seen.low, "high": seen.high} | sizes[name]
 
 
 def observed(found: FOUND, setting: Setting, widest: int, tau: float) -> dict[str, Observed]:
