@@ -21,7 +21,7 @@ from rayscope.pipeline import write_table
 from rayscope.report import build, print_summary, read_file, verdicts
 from rayscope.report.figures import bits_figure, styles, token_figure
 from rayscope.report.metrics import METRICS
-from rayscope.report.tables import at_k, documents_said, headline_k, rows
+from rayscope.report.tables import at_k, documents_said, headline_k, points, rows
 from rayscope.report.verdicts import sentence
 
 SITES = ("blocks.3.hook_resid_post", "blocks.3.mlp.hook_post")
@@ -574,6 +574,12 @@ def test_the_report_shows_the_most_bits_per_value_and_says_how_many(tmp_path: Pa
     pd.testing.assert_frame_equal(
         rows(evaluation).set_index(keys)[metrics].sort_index(), rows(whole).set_index(keys)[metrics].sort_index()
     )
+    found = points(evaluation)
+    assert len(found) == len(rows(whole)) + (len(bits) - 1) * (rows(whole)["role"] != "reference").sum() * bool(bits)
+    for _, few in found[found["value_bits"] < max(bits, default=0)].iterrows():
+        most = found[(found[keys] == few[keys]).all(axis=1) & (found["value_bits"] == max(bits))].iloc[0]
+        assert few[["fvu", "bits"]].tolist() == pytest.approx((3 * most[["fvu", "bits"]]).tolist())
+        assert few["l0"] == most["l0"]
     console = Console(file=io.StringIO(), width=200)
     print_summary(pd.read_csv(tmp_path / "evaluation.csv"), console)
     shown = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]

@@ -66,8 +66,10 @@ def most_bits(evaluation: pd.DataFrame) -> pd.DataFrame:
 
 
 def points(evaluation: pd.DataFrame) -> pd.DataFrame:
-    """`rows`."""
-    return rows(evaluation)
+    """`rows`, but each dictionary at each of its bits per value."""
+    bits = evaluation["value_bits"].astype(float)
+    parts = [rows(evaluation[bits.isna() | (bits == b)]) for b in sorted(bits.dropna().unique())]
+    return pd.concat(parts or [rows(evaluation)], ignore_index=True).drop_duplicates([*KEYS, "value_bits"])
 
 
 def values_said(evaluation: pd.DataFrame) -> str:
