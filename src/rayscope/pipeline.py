@@ -17,7 +17,9 @@ from rayscope.evaluation.comparison import Comparison, headline_budget, referenc
 from rayscope.evaluation.entry import Entry, by_site
 from rayscope.evaluation.measure import check_options, measure
 from rayscope.evaluation.measurement import Measurement
+from rayscope.evaluation.recoding import under
 from rayscope.evaluation.saved import load_dictionaries
+from rayscope.evaluation.seconds import Stopwatch
 from rayscope.features.appearance import appearance, snapshots, with_appearance
 from rayscope.features.contexts import top_contexts
 from rayscope.features.token_features import token_features
@@ -146,11 +148,16 @@ def measure_compared(compared: Comparison, *, validation_tokens: int, **options:
     )
 
 
-def evaluate_dictionaries(compared: Comparison, folder: Path, *, draws: int, **options: Any) -> pd.DataFrame:
-    """Writes evaluation.csv and latent_density.csv."""
-    check_options(**options, draws=draws, context=compared.source.text.context)
-    measured = measure_compared(compared, **options)
+def evaluate_dictionaries(
+    compared: Comparison, folder: Path, *, coders: Sequence[str], draws: int, **options: Any
+) -> pd.DataFrame:
+    """Writes evaluation.csv, of every entry under each of the coders, latent_density.csv and encode_seconds.csv."""
+    check_options(**options, coders=coders, draws=draws, context=compared.source.text.context)
+    compared = replace(compared, entries=under(compared.entries, coders))
+    stopwatch = Stopwatch()
+    measured = measure_compared(compared, stopwatch=stopwatch, **options)
     table = measured.table(draws, compared.source.seed)
+    write_table(stopwatch.table(compared.entries), folder / "encode_seconds.csv")
     write_table(measured.densities(), folder / "latent_density.csv")
     write_table(table, folder / "evaluation.csv")
     return table
@@ -160,9 +167,7 @@ def evaluate_elsewhere(compared: Comparison, source: Source, path: Path, *, draw
     """Writes what evaluation.csv says, of the entries near the headline's bits under their own coders, on the text of
     another source. All of them, and the references, stay fitted on what they were.
     """
-    entries = [
-        entry for entry in named_or_headline(compared.entries, None, compared.headline_k) if entry.coder == "own"
-    ]
+    entries = named_or_headline(compared.entries, None, compared.headline_k)
     measured = measure_compared(replace(compared, source=source, entries=entries), **options)
     write_table(measured.table(draws, source.seed), path)
 

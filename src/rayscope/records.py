@@ -152,6 +152,14 @@ def device_name(device: str) -> str:
     return torch.cuda.get_device_name(int(number) if known else None)
 
 
+def cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
 @cache
 def installed(package: str) -> str | None:
     try:

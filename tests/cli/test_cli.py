@@ -274,7 +274,7 @@ def test_no_disk_space_for_a_table(wrong, source, copy, monkeypatch):
     assert wrong("evaluate", *source, *SMALL, "baselines=none", f"out={copy}").startswith(NO_SPACE)
     assert not (copy / "evaluation.csv").exists()
     assert {path.name for path in copy.iterdir()} - before <= {
-        "latent_density.csv", "evaluate.config.yaml", "evaluate.environment.json",
+        "latent_density.csv", "encode_seconds.csv", "evaluate.config.yaml", "evaluate.environment.json",
     }  # fmt: skip
 
 
@@ -401,6 +401,16 @@ def test_evaluate_features_and_report(source, copy, capsys):
     assert set(table["site"]) == set(HOOKS)
     assert {"topk", "abstopk", "batchtopk", "identity", "mean", "position0"} < set(table["dictionary"])
     assert table["dictionary"].str.startswith("pca_prefix_k").any()
+    coders = table.groupby("dictionary")["coder"].first()
+    assert coders["topk_omp"] == coders["batchtopk_omp"] == "omp"
+    assert set(coders.drop(["topk_omp", "abstopk_omp", "batchtopk_omp"])) == {"own"}
+    seconds = pd.read_csv(copy / "encode_seconds.csv")
+    assert set(seconds["dictionary"]) == set(table["dictionary"]) - {"identity", "mean", "position0"}
+    assert (seconds["seconds_per_1000"] > 0).all()
+    assert (seconds["threads"] >= 1).all()
+    also = seconds.groupby("method")["also"].first()
+    assert also.loc["pca_topk"] == "topk omp pursuit fista"
+    assert also.loc["token_means"] == "omp"
     main(["evaluate", *source, *SMALL, "latents=64", f"out={copy}"])
     assert "this evaluate is finished already" in capsys.readouterr().err
     main(["features", *source, "baselines.fit_tokens=1024", *FEATURES, f"out={copy}"])
@@ -422,6 +432,17 @@ def test_evaluate_features_and_report(source, copy, capsys):
     )
 
 
+def test_a_coder_that_is_none_is_said_before_anything_is_read(wrong, tmp_path):
+    for given, said in (
+        ("[own,opm]", "evaluation.coders: no coder 'opm'; nearest: omp"),
+        ("[lars]", "evaluation.coders: no coder 'lars'; it is own, topk, omp, pursuit or fista"),
+        ("[]", "evaluation.coders=[]: give one at least of own, topk, omp, pursuit or fista"),
+        ("[omp,omp]", "evaluation.coders=[omp,omp]: give each coder once"),
+        ("omp", "evaluation.coders=omp: a list, each a coder, not empty, such as [own, omp]"),
+    ):
+        assert wrong("evaluate", f"out={tmp_path / 'out'}", f"evaluation.coders={given}").endswith(said)
+
+
 @pytest.mark.slow
 def test_evaluate_a_dictionary_saved_by_hand(source, tmp_path, wrong):
     dictionary = TopK(32, 64, 4, seed=1)
@@ -429,7 +450,7 @@ def test_evaluate_a_dictionary_saved_by_hand(source, tmp_path, wrong):
     command = ["evaluate", *source, *SMALL, "baselines=none", f"dictionaries.folder={tmp_path / 'mine'}"]
     main([*command, f"out={tmp_path / 'out'}"])
     table = pd.read_csv(tmp_path / "out" / "evaluation.csv")
-    assert set(table["dictionary"]) == {"mine", "identity", "mean", "position0"}
+    assert set(table["dictionary"]) == {"mine", "mine_omp", "identity", "mean", "position0"}
 
     dictionary.save(tmp_path / "mine", provenance={"site": HOOKS[1]})
     assert "mine: width 32, but blocks.1.mlp.hook_post of " in (said := wrong(*command, f"out={tmp_path / 'new'}"))
@@ -519,7 +540,8 @@ def test_demo_end_to_end_in_a_process(source, tmp_path):
     assert done.stdout.rstrip().endswith(f"report: {out / 'report' / 'index.html'}")
     assert "Do rays beat" in done.stdout
     for name in (
-        "config.yaml", "environment.json", "training.csv", "evaluation.csv", "latent_density.csv", "token_features.csv",
+        "config.yaml", "environment.json", "training.csv", "evaluation.csv", "latent_density.csv", "encode_seconds.csv",
+        "token_features.csv",
         "contexts.json", "report/index.html", "finished.json",
     ):  # fmt: skip
         assert (out / name).stat().st_size, name

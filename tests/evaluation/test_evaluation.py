@@ -360,6 +360,7 @@ def test_without_validation_there_is_no_grid_and_no_frequency(world, model: Lang
         ({"value_bits": [0, 8]}, r"evaluation.value_bits=\[0, 8\]: whole numbers from 1 to 15, each once"),
         ({"value_bits": [2, 2]}, r"evaluation.value_bits=\[2, 2\]: .* each once"),
         ({"levels": "max"}, "evaluation.levels=max: one of lloyd, uniform"),
+        ({"coders": ["own", "opm"]}, "evaluation.coders: no coder .opm.; nearest: omp"),
         ({"draws": 1}, "evaluation.draws=1: at least 20 for intervals, or 0 for a table without any"),
     ],
 )
@@ -372,7 +373,7 @@ def test_options_from_which_no_number_follows(change, message):
         "draws": 20,
         "context": 32,
     }
-    options["levels"] = "lloyd"
+    options |= {"levels": "lloyd", "coders": ["own"]}
     for fine in ({}, {"draws": 0}, {"validation_tokens": 0, "value_bits": []}):
         check_options(**options | fine)
     with pytest.raises(ValueError, match=message):

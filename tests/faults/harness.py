@@ -20,7 +20,7 @@ from pathlib import Path
 
 OPERATIONS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate")
 TIMES = re.compile(rb"\d{4}-\d\d-\d\d[ T_]\d\d[:-]\d\d[:-]\d\d|\d+(\.\d+)? s(econds)?\b")
-UNCOMPARED = ("environment.json", "finished.json")  # times and versions: of the run, not of its result
+UNCOMPARED = ("environment.json", "finished.json", "encode_seconds.csv")  # times and versions, not results
 
 
 @dataclass(frozen=True)

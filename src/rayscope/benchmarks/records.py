@@ -14,6 +14,7 @@ from rayscope import __version__
 from rayscope.benchmarks.race import slug
 from rayscope.files import write_whole
 from rayscope.limits import met
+from rayscope.records import cpu_model
 
 Record = dict[str, Any]
 
@@ -122,11 +123,3 @@ def machine() -> Record:
         "torch": torch.__version__,
         "rayscope": __version__,
     }
-
-
-def cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

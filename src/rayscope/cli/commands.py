@@ -174,7 +174,8 @@ def elsewhere(config: DictConfig, folder: Path, compared: Any) -> None:
 
     if not (folder / ELSEWHERE).is_file():
         source = of_another_kind(config, compared.source, records_of(folder, "demo"))
-        pipeline.evaluate_elsewhere(compared, source, folder / ELSEWHERE, **config.evaluation)
+        options = {key: value for key, value in config.evaluation.items() if key != "coders"}
+        pipeline.evaluate_elsewhere(compared, source, folder / ELSEWHERE, **options)
     print_elsewhere(read_file(folder / "evaluation.csv"), read_file(folder / ELSEWHERE), stdout())
 
 

@@ -12,6 +12,7 @@ from rayscope.dictionaries.coders import SEARCHES
 from rayscope.dictionaries.linear import Linear
 
 CHUNK = 8192  # vectors whose codes are held in rows of one length
+UNIT = 1e-6  # a length differs from 1 by less: rounding
 
 
 def recoded(dictionary: Dictionary, coder: str, k: int | None = None) -> "Recoded":
@@ -45,9 +46,7 @@ class Recoded(Dictionary):
         self.signed, self.adaptive = dictionary.signed, dictionary.adaptive
         self.dense, self.side = dictionary.dense, dictionary.side
         self.provenance = {**dictionary.provenance, "coder": coder}
-        directions_LD = dictionary.directions.detach().float()
-        unit_RD = F.normalize(directions_LD[: self.rays].double(), eps=1e-30).float()
-        self.register_buffer("directions_LD", torch.cat([unit_RD, directions_LD[self.rays :]]))
+        self.register_buffer("directions_LD", at_unit_length(dictionary.directions.detach().float(), self.rays))
 
     @property
     def rays(self) -> int:
@@ -101,3 +100,11 @@ class Recoded(Dictionary):
         same = Linear(self.width, self.latents, self.k, self.coder, self.directions, self.bias, self.signed)
         same.provenance = dict(self.provenance)
         return same
+
+
+def at_unit_length(directions_LD: Tensor, rays: int) -> Tensor:
+    """The same tensor if the first `rays` rows are at unit length already, as those of learned kinds are."""
+    norms_R = directions_LD[:rays].norm(dim=1)
+    if ((norms_R - 1).abs() < UNIT).all():
+        return directions_LD
+    return torch.cat([F.normalize(directions_LD[:rays].double(), eps=1e-30).float(), directions_LD[rays:]])

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rayscope.dictionaries import Codes, Dictionary
+from rayscope.evaluation.seconds import Stopwatch
 from rayscope.model.sites import Site
 from rayscope.streams.positions import VIEWS
 from rayscope.streams.stream import Batch
@@ -150,9 +151,12 @@ def cells(codes: Codes, first_N: Tensor, ends: bool) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def calibrate_codes(
-    dictionaries: Mapping[Site, Mapping[Key, Dictionary]], parts: Iterable[Window | Batch]
+    dictionaries: Mapping[Site, Mapping[Key, Dictionary]],
+    parts: Iterable[Window | Batch],
+    stopwatch: Stopwatch | None = None,
 ) -> dict[Site, dict[Key, Calibration]]:
-    """What validation text shows of every dictionary's codes."""
+    """What validation text shows of every dictionary's codes. stopwatch: keeps how long each takes."""
+    stopwatch = stopwatch or Stopwatch()
     seen = {
         site: {n: Calibration(d.latents, d.device, ends=d.allocation_L is None) for n, d in named.items()}
         for site, named in dictionaries.items()
@@ -162,7 +166,7 @@ def calibrate_codes(
             vectors, later_N = part.at(site), ~part.at(site).first_N
             for name, dictionary in named.items():
                 here = vectors.to(dictionary.device)
-                codes = here.encode(dictionary)
+                codes = stopwatch.encode(site, name, dictionary, here)
                 seen[site][name].update(codes, vectors.first_N)
                 error_ND = here.target_ND - dictionary.decode_sparse(codes, vectors.tokens_N)
                 seen[site][name].error += error_ND[later_N.to(error_ND.device)].double().square().sum().item()

@@ -21,6 +21,8 @@ from rayscope.evaluation.entry import Entry, by_site
 from rayscope.evaluation.measurement import Measurement
 from rayscope.evaluation.meter import SiteSums
 from rayscope.evaluation.quantisation import LEVELS, MOST
+from rayscope.evaluation.recoding import check_coders
+from rayscope.evaluation.seconds import Stopwatch
 from rayscope.evaluation.spliced import spliced_views, validation_errors
 from rayscope.model import LanguageModel
 from rayscope.model.sites import Site, with_outputs
@@ -40,6 +42,7 @@ def check_options(
     validation_tokens: int,
     value_bits: Sequence[int],
     levels: str,
+    coders: Sequence[str],
     draws: int,
     context: int = 1,
 ) -> None:
@@ -62,6 +65,7 @@ def check_options(
         )
     if levels not in LEVELS:
         raise ValueError(f"evaluation.levels={levels}: one of {', '.join(LEVELS)}")
+    check_coders(coders)
     if draws < 0 or 0 < draws < metrics.FEWEST_DRAWS:
         raise ValueError(
             f"evaluation.draws={draws}: at least {metrics.FEWEST_DRAWS} for intervals, or 0 for a table without any"
@@ -82,6 +86,7 @@ def measure(
     seed: int = 0,
     split: str = "test",
     text: str = "",
+    stopwatch: Stopwatch | None = None,
 ) -> Measurement:
     """Every entry, and the references of its site.
 
@@ -89,7 +94,7 @@ def measure(
     Special tokens, on which nothing is trained, are left out of both (see `positions.coded`): they keep their
     activations.
 
-    text: what tables call the text that the rows are of.
+    text: what tables call the text that the rows are of. stopwatch: keeps how long encoding takes.
 
     validation: whole rows, on which each latent's levels and frequency are fitted. A dictionary encodes once and is
     measured with its values on 2^b levels for each b of value_bits (see `Quantiser`), or, if there is none, as they
@@ -102,7 +107,7 @@ def measure(
     chosen = rows_read(rows, tokens, seed)
     spliced = chosen[: splice_tokens // context]
     numbers = torch.from_numpy(np.unique(rows.documents[chosen]).astype(np.int64))
-    seen = calibrate_codes(by_site(entries), validation)
+    seen = calibrate_codes(by_site(entries), validation, stopwatch)
     sites = {}
     for site, codecs in references.items():
         coded, errors = {}, {}

@@ -17,7 +17,7 @@ from rayscope.report.texts import NAMED
 
 TEXT = {
     *("site", "dictionary", "method", "family", "role", "kind", "coder", "metric", "position0", "split"),
-    *("predicate", "token", "labels", *NAMED),
+    *("predicate", "token", "labels", "also", "device", *NAMED),
 }
 FEATURES = [
     "site",
@@ -40,6 +40,11 @@ FILES = {  # file: (what it holds, the command that makes it, columns that it mu
     "evaluation.csv": ("the comparison, its figures and verdicts", "evaluate", COLUMNS),
     "evaluation_elsewhere.csv": ("the headline's dictionaries on text of another kind", "demo", COLUMNS),
     "latent_density.csv": ("density histograms", "evaluate", ["site", "dictionary", "latent", "density"]),
+    "encode_seconds.csv": (
+        "how long encoding takes",
+        "evaluate",
+        ["site", "dictionary", "method", "k", "coder", "also", "seconds_per_1000"],
+    ),
     "token_features.csv": ("token-feature figures", "features", FEATURES),
     "contexts.json": ("latents with their top contexts", "features", []),
 }

@@ -23,7 +23,7 @@ from rayscope.training.trained import TRAINED, check
 PAGE = "report/index.html"
 DICTIONARIES = (CHECKPOINT, BEFORE, "training.csv", "snapshots", "dictionaries", TRAINED, "wandb.json")
 MEASURED = {  # by the commands that add to a run
-    "evaluate": ("evaluation.csv", "latent_density.csv"),
+    "evaluate": ("evaluation.csv", "latent_density.csv", "encode_seconds.csv"),
     "features": ("token_features.csv", "contexts.json"),
 }
 ELSEWHERE = "evaluation_elsewhere.csv"  # of a demo that names text of another kind
