@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from rayscope.evaluation.comparison import Comparison, headline_budget, referenc
 from rayscope.evaluation.entry import Entry, by_site
 from rayscope.evaluation.measure import check_options, measure
 from rayscope.evaluation.measurement import Measurement
+from rayscope.evaluation.recalibration import recalibrated
 from rayscope.evaluation.recoding import under
 from rayscope.evaluation.saved import load_dictionaries
 from rayscope.evaluation.seconds import Stopwatch
@@ -132,16 +134,21 @@ def finetune_dictionaries(
     save_trained(learned, diverged, folder, provenance, tokens=tuned, what="fine-tuned")
 
 
-def measure_compared(compared: Comparison, *, validation_tokens: int, **options: Any) -> Measurement:
-    source = compared.source
-    validation = source.windows("validation", compared.sites, validation_tokens)
+def measure_compared(
+    compared: Comparison, *, validation_tokens: int, recalibrate: bool = False, **options: Any
+) -> Measurement:
+    """recalibrate: thresholds are set again on validation text, in copies of the dictionaries."""
+    source, entries = compared.source, compared.entries
+    validation = partial(source.windows, "validation", compared.sites, validation_tokens)
+    if recalibrate:
+        entries = recalibrated(entries, validation(), source.text.provenance)
     references = reference_codecs(compared)
     return measure(
         source.model,
         source.text.test,
-        compared.entries,
+        entries,
         references,
-        validation,
+        validation(),
         seed=source.seed,
         text=said(source.text.provenance),
         **options,
@@ -164,10 +171,12 @@ def evaluate_dictionaries(
 
 
 def evaluate_elsewhere(compared: Comparison, source: Source, path: Path, *, draws: int, **options: Any) -> None:
-    """Writes what evaluation.csv says, of the entries near the headline's bits under their own coders, on the text of
-    another source. All of them, and the references, stay fitted on what they were.
+    """Writes what evaluation.csv says, on the text of another source, of what was fitted on the run's: the learned
+    dictionaries and PCA, under their own coders, near the headline's bits, at the most bits per value.
     """
-    entries = named_or_headline(compared.entries, None, compared.headline_k)
+    near = named_or_headline(compared.entries, None, compared.headline_k)
+    entries = [e for e in near if e in compared.learned or e.family == "PCA"]
+    options["value_bits"] = sorted(options["value_bits"])[-1:]
     measured = measure_compared(replace(compared, source=source, entries=entries), **options)
     write_table(measured.table(draws, source.seed), path)
 

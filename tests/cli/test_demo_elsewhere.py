@@ -18,6 +18,7 @@ HOOK = "blocks.1.hook_resid_post"
 MEASURED = [
     "threads=1", "latents=64", "baselines=pca", "baselines.fit_tokens=512", "baselines.headline_k=4",
     "evaluation.tokens=512", "evaluation.splice_tokens=256", "evaluation.validation_tokens=256", "evaluation.draws=20",
+    "evaluation.value_bits=[8,4]", "evaluation.coders=[own]",
 ]  # fmt: skip
 
 
@@ -45,6 +46,8 @@ def values(folder: Path, name: str = "evaluation_elsewhere.csv") -> pd.DataFrame
 @pytest.mark.slow
 def test_a_demo_measures_its_headline_on_the_prose_that_ships(demo, source, whole, packed, tmp_path, capsys):
     there, here = values(whole), values(whole, "evaluation.csv")
+    here = here[here["value_bits"] != 4]
+    assert set(there["value_bits"].dropna()) == {8}  # the most
     assert set(there["text"]) == {name for name in there["text"] if name.startswith("prose ")} != set(here["text"])
     assert set(there["fitted_on"].dropna()) == {said(packed.provenance)}
     learned = {name for name, _, _ in there.index if name in ("topk", "batchtopk")}
@@ -56,7 +59,8 @@ def test_a_demo_measures_its_headline_on_the_prose_that_ships(demo, source, whol
     assert f"{there['value']['topk', 'fvu', 'excluded']:.3f}" in page
 
     main(latest("evaluate", *source[:3], "text=prose", "text.max_tokens=40_000", "stream.batch_size=64",
-                "stream.round_tokens=512", *MEASURED, f"dictionaries.folder={whole / 'dictionaries'}",
+                "stream.round_tokens=512", *MEASURED, "evaluation.value_bits=[8]",
+                f"dictionaries.folder={whole / 'dictionaries'}",
                 f"out={tmp_path / 'same'}"))  # fmt: skip
     same = values(tmp_path / "same", "evaluation.csv")
     pd.testing.assert_frame_equal(there, same.loc[there.index])  # on the same text, with the same fits

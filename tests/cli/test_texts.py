@@ -23,6 +23,7 @@ from rayscope.text import Prose, fingerprint_of, pack, said
 HOOK = "blocks.1.hook_resid_post"
 SMALL = ["threads=1", "baselines=pca", "baselines.fit_tokens=1024", "evaluation.tokens=512", "evaluation.draws=20"]
 SMALL += ["evaluation.splice_tokens=256", "evaluation.validation_tokens=256", "latents=64"]
+SMALL += ["evaluation.value_bits=[8]", "evaluation.coders=[own]"]
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +141,9 @@ def test_unlike_texts_are_said():
         "; dictionaries fitted on a text that is not named; baselines fitted on b 2."
     )
     assert [unlike_said(one) for one in (same, far)] == ["", ""]
+    again = unlike.assign(calibrated_on=["b 2", "", "", "", ""], dictionary="batchtopk_k8")
+    assert texts_said(again).endswith(" Thresholds of batchtopk_k8 set again on validation text of b 2.")
+    assert texts_said(again.assign(calibrated_on=["a 1", "", "", "", ""])) == texts_said(unlike)
     assert unlike_said(unlike) == "Unlike with unlike: the dictionaries were fitted on a 1, the baselines on b 2."
     assert [texts_said(same.drop(columns="text")), unlike_said(same.drop(columns="text"))] == ["", ""]  # an old table
 

@@ -29,7 +29,7 @@ from rayscope.text import PackedText
 COLUMNS = [
     *("site", "dictionary", "method", "family", "role", "kind", "k", "coder", "value_bits", "latents", "metric"),
     *("value", "low", "high", "position0", "split", "tokens", "trained_tokens", "seed", "documents"),
-    *("text", "fitted_on"),
+    *("text", "fitted_on", "calibrated_on"),
 ]
 METRICS = {
     "fvu",

@@ -21,7 +21,7 @@ def evaluation(text: str, fvu: dict[str, float], l0: dict[str, float]) -> pd.Dat
             row |= {"metric": metric, "value": value, "low": value - 0.01, "high": value + 0.01, "split": "test"}
             row |= {"tokens": 512, "trained_tokens": 1024, "text": text, "fitted_on": "docs 1"}
             rows.append(row)
-    return pd.DataFrame(rows).assign(family=lambda table: table["method"], quantised="True")
+    return pd.DataFrame(rows).assign(family=lambda table: table["method"], value_bits=8)
 
 
 L0 = {"topk_k8": 8.0, "batchtopk_k8": 8.0, "pca_topk_k10": 10.0}

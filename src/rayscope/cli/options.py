@@ -149,6 +149,7 @@ OPTIONS: dict[str, Type] = {  # the first that a key matches; * stands for names
     "evaluation.value_bits": Listed(Whole(1, 15), such="[2, 4, 8]"),
     "evaluation.levels": choice("lloyd", "uniform"),
     "evaluation.coders": Listed(Text("a coder"), such="[own, omp]"),
+    "evaluation.recalibrate": Flag(),
     "evaluation.draws": Whole(0),  # 0: no intervals
     "features.most_frequent": Whole(0),
     "features.spaced": Whole(0),

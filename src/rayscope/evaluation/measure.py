@@ -44,6 +44,7 @@ def check_options(
     levels: str,
     coders: Sequence[str],
     draws: int,
+    recalibrate: bool = False,
     context: int = 1,
 ) -> None:
     """Raises ValueError for an option of `evaluation` from which no number could be computed."""
@@ -56,6 +57,11 @@ def check_options(
         raise ValueError(
             f"evaluation.validation_tokens={validation_tokens}: the levels of values are fitted there; at least 1, "
             "or with evaluation.value_bits=[] 0"
+        )
+    if recalibrate and validation_tokens < context:
+        raise ValueError(
+            f"evaluation.validation_tokens={validation_tokens}: thresholds are set there with "
+            f"evaluation.recalibrate=true; at least one row of {context}"
         )
     wrong = [b for b in value_bits if not 1 <= b < MOST]
     if wrong or len(set(value_bits)) < len(value_bits):

@@ -15,6 +15,7 @@ from rayscope.evaluation import metrics
 from rayscope.evaluation.codecs import Codec
 from rayscope.evaluation.entry import Entry
 from rayscope.evaluation.meter import Meter, SiteSums
+from rayscope.evaluation.recalibration import calibrated_on
 from rayscope.model.sites import Site
 from rayscope.streams.positions import VIEWS
 from rayscope.text import said
@@ -22,6 +23,7 @@ from rayscope.text import said
 COLUMNS = [
     "site", "dictionary", "method", "family", "role", "kind", "k", "coder", "value_bits", "latents", "metric", "value",
     "low", "high", "position0", "split", "tokens", "trained_tokens", "seed", "documents", "text", "fitted_on",
+    "calibrated_on",
 ]  # fmt: skip
 METRICS = [
     "fvu", "dce", "kl", "loss_recovered_zero", "loss_recovered_mean", "l2_ratio", "l0", "density", "dead", "bits",
@@ -141,4 +143,5 @@ def described(entry: Entry, codec: Codec) -> dict[str, Any]:
         "seed": entry.seed,
         "trained_tokens": codec.provenance.get("tokens"),
         "fitted_on": said(codec.provenance.get("text")),
+        "calibrated_on": calibrated_on(entry.dictionary) if codec.latents else "",
     }

@@ -20,6 +20,14 @@ METRICS = {
     metric.name: metric
     for metric in (
         Metric(
+            "l0",
+            "L0",
+            "latents/token",
+            "Mean number of non-zero codes of a token. A kind whose number of codes varies, such as BatchTopK, has k "
+            "of them on the validation text that its threshold was set on, and on other text another number.",
+            "{:.1f}",
+        ),
+        Metric(
             "bits",
             "bits",
             "bits/token",
@@ -54,7 +62,6 @@ METRICS = {
         Metric(
             "kl", "KL", "nats/token", "KL divergence from the model's own next-token distribution to the spliced one."
         ),
-        Metric("l0", "L0", "latents/token", "Mean number of non-zero codes of a token.", "{:.1f}"),
         Metric(
             "loss_recovered_mean",
             "loss recovered, mean",

@@ -42,7 +42,7 @@ def summary_table(evaluation: pd.DataFrame, site: str, k: float | None = None, p
         show_edge=False,
     )
     shown.add_column("dictionary", overflow="fold")
-    for heading in ("k", "bits", "FVU", "95%", "dCE nats", "95%"):
+    for heading in ("k", "L0", "bits", "FVU", "95%", "dCE nats", "95%"):
         shown.add_column(heading, justify="right", no_wrap=True, style="dim" if heading == "95%" else None)
     previous = None
     for row in table.to_dict("records"):
@@ -51,6 +51,7 @@ def summary_table(evaluation: pd.DataFrame, site: str, k: float | None = None, p
         cells = [
             Text(f"  {visible(row['dictionary'])}"),
             "" if math.isnan(row["k"]) else f"{row['k']:.0f}",
+            METRICS["l0"].show(row["l0"]),
             METRICS["bits"].show(row["bits"]),
         ]
         for name in ("fvu", "dce"):
