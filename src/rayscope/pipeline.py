@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from rayscope.console import say
 from rayscope.dictionaries import Learned
 from rayscope.evaluation.comparison import Comparison, headline_budget, reference_codecs
 from rayscope.evaluation.entry import Entry, by_site
@@ -202,9 +203,11 @@ def measure_features(
     table = token_features(
         entries, splits["validation"], splits["test"], chosen, source.model.tokenizer, seed=source.seed
     )
-    found = list(snapshots(folder / "snapshots", sites))
-    if found:
-        table = with_appearance(table, appearance(found, splits["validation"], chosen))
+    if (folder / "snapshots" / "0").is_dir():
+        saved = snapshots(folder / "snapshots", sites)
+        table = with_appearance(table, appearance(saved, splits["validation"], splits["test"], chosen))
+    elif (folder / "snapshots").is_dir():
+        say(f"{folder / 'snapshots'}: none of 0 tokens (an older run), so when tokens appeared is left blank")
     learned = by_site(entry for entry in entries if entry in compared.learned)
     windows = source.windows("test", sites, tokens)
     strongest = top_contexts(table, windows, learned, source.model.tokenizer, tokens=contexts)

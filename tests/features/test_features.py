@@ -1,76 +1,43 @@
 """Token features: detection against brute force and scikit-learn, the choice, the probe, appearance, contexts."""
 
-from dataclasses import dataclass
+from dataclasses import fields
 from itertools import pairwise
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
+from sklearn.metrics import (
+    balanced_accuracy_score,
+    f1_score,
+    precision_recall_curve,
+    precision_score,
+    recall_score,
+    roc_auc_score,
+)
 
+from coordinates import SITE, TOKENIZER, Coordinates, batches_of, splits_of, tokens_of
 from rayscope.dictionaries import TokenBiasTopK
-from rayscope.dictionaries.base import Codes, Dictionary
+from rayscope.dictionaries.base import Codes
 from rayscope.evaluation.entry import named_entries
-from rayscope.features.appearance import appearance, with_appearance
+from rayscope.features.appearance import appearance, beyond, bracket, with_appearance
 from rayscope.features.contexts import top_contexts
-from rayscope.features.detection import Ranked, at_threshold, choose, columns, scores_auroc, scores_thresholds
+from rayscope.features.detection import (
+    Ranked,
+    at_threshold,
+    choose,
+    columns,
+    precision_at,
+    scores_auroc,
+    scores_thresholds,
+)
 from rayscope.features.probes import Probe, ProbeSums
 from rayscope.features.token_features import COLUMNS, collect, token_features
-from rayscope.features.tokens import Labels, Tokens, choose_tokens
-from rayscope.streams.stream import Batch
+from rayscope.features.tokens import Labels, choose_tokens
 from rayscope.streams.windows import Window
 
-
-class Coordinates(Dictionary):
-    """Latent l is coordinate l of x, or what is left of it over a threshold. No `kind`: it is not for saving."""
-
-    def __init__(self, width, signed=False, zeroed=()):
-        super().__init__(width, width, width)
-        self.kind, self.signed = "coordinates", signed
-        self.register_buffer("scale", torch.ones(width).index_fill(0, torch.tensor(zeroed, dtype=torch.int64), 0))
-
-    @property
-    def directions(self):
-        return self.scale.diag()
-
-    @property
-    def bias(self):
-        return torch.zeros(self.width)
-
-    def encode_sparse(self, x_ND, tokens_N=None):
-        return Codes.of_dense((x_ND if self.signed else x_ND.relu()) * self.scale)
-
-
-@dataclass(frozen=True)
-class Place:
-    hook: str = "blocks.0.hook_resid_post"
-
-    @property
-    def key(self):
-        return self.hook.replace(".", "_")
-
-    @property
-    def output(self):
-        return self
-
-
-SITE = Place()
-TOKENIZER = SimpleNamespace(
-    decode=lambda ids, clean_up_tokenization_spaces: "".join(f"<{i}>" for i in ids), all_special_ids=[9, 13]
-)
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def batches_of(current_N, previous_N, x_ND, size=500):
-    parts = zip(current_N.split(size), previous_N.split(size), x_ND.split(size), strict=True)
-    return [Batch(c, p, torch.zeros_like(c), torch.arange(len(c)), {SITE.key: x}) for c, p, x in parts]
-
-
-def tokens_of(*ids):
-    return Tokens(np.array(ids), np.arange(1, len(ids) + 1), np.full(len(ids), 100))
 
 
 def text(n=640, vocabulary=6, seed=0):
@@ -144,11 +111,36 @@ def test_best_cut_of_every_pair_equals_a_search_over_all_thresholds(coded):
 def test_scores_at_a_threshold_equal_scikit_learn(coded):
     z_NL, classes_N = coded
     scores_NT, threshold_T = z_NL[:, [0, 5, 6]], torch.tensor([0.25, -1.0, -1.0])
-    accuracy_T, f1_T = at_threshold(scores_NT, classes_N, threshold_T)
+    reached = at_threshold(scores_NT, classes_N, threshold_T)
     for t in range(3):
-        said = scores_NT[:, t] > threshold_T[t]
-        assert accuracy_T[t] == pytest.approx(balanced_accuracy_score(classes_N == t, said))
-        assert f1_T[t] == pytest.approx(f1_score(classes_N == t, said, zero_division=0))
+        said, of_t = scores_NT[:, t] > threshold_T[t], classes_N == t
+        assert reached.balanced_accuracy_T[t] == pytest.approx(balanced_accuracy_score(of_t, said))
+        assert reached.f1_T[t] == pytest.approx(f1_score(of_t, said, zero_division=0))
+        assert reached.recall_T[t] == pytest.approx(recall_score(of_t, said))
+        precision = precision_score(of_t, said, zero_division=np.nan)
+        assert reached.precision_T[t] == pytest.approx(precision, nan_ok=True)
+
+
+@pytest.mark.parametrize("recall", [0.3, 0.8, 1.0])
+def test_precision_at_a_recall_is_that_of_the_first_point_of_scikit_learns_curve_that_reaches_it(coded, recall):
+    z_NL, classes_N = coded
+    found_T = precision_at(recall, z_NL[:, [0, 5, 6]], classes_N)
+    for t, latent in enumerate([0, 5, 6]):
+        precisions, recalls, _ = precision_recall_curve(classes_N == t, z_NL[:, latent])
+        first = np.flatnonzero(recalls >= recall - 1e-12)[-1]  # the curve's recall falls
+        assert found_T[t] == pytest.approx(precisions[first])
+
+
+def test_precision_at_a_recall_by_hand():
+    """Five positives, of which .8 are four: the fourth best of column 0 scores 2, as does one other. Column 1 is silent
+    on two of them, so that it must let in every vector."""
+    z_NT = torch.tensor([[5.0, 1], [4, 1], [3, 1], [2, 0], [0, 0], [2, 0], [1, 0], [6, 0]])
+    classes_N = torch.tensor([0, 0, 0, 0, 0, 2, 2, 2])
+    assert precision_at(0.8, z_NT, classes_N).tolist()[0] == pytest.approx(4 / 6)
+    assert precision_at(0.8, z_NT.flip(1), classes_N).tolist()[0] == pytest.approx(5 / 8)
+    assert precision_at(0.6, z_NT.flip(1), classes_N).tolist()[0] == 1
+    assert precision_at(0.8, z_NT, torch.full((8,), 2)).isnan().all()
+    assert precision_at(0.8, z_NT, torch.zeros(8, dtype=torch.int64)).isnan().all()
 
 
 def test_codes_without_an_entry_detect_nothing():
@@ -163,9 +155,8 @@ def test_a_token_that_is_absent_or_everywhere_has_no_detector_and_no_score():
     ranked, classes_N = Ranked(Codes.of_dense(torch.eye(4))), torch.ones(4, dtype=torch.int64)
     assert ranked.auroc(classes_N, 2).isnan().all()
     assert not choose([ranked], classes_N, 2).found_T.any()
-    accuracy_T, f1_T = at_threshold(torch.eye(4)[:, :2], classes_N, torch.zeros(2))
-    assert accuracy_T.isnan().all()
-    assert f1_T.isnan().all()
+    reached = at_threshold(torch.eye(4)[:, :2], classes_N, torch.zeros(2))
+    assert torch.stack([getattr(reached, f.name) for f in fields(reached)]).isnan().all()
 
 
 def test_codes_that_are_not_finite_are_refused():
@@ -279,7 +270,7 @@ def test_a_planted_latent_is_found_and_shuffled_labels_are_at_chance():
     assert current[["k", "latents", "tokens", "trained_tokens", "seed"]].tolist() == [8, 8, 4000, 70, 5]
     probe = row_of(table, "linear_probe")
     assert probe["auroc"] == pytest.approx(1, abs=1e-3)
-    assert probe[["k", "latents", "latent", "sign", "trained_tokens", "appeared_at"]].isna().all()
+    assert probe[["k", "latents", "latent", "sign", "trained_tokens", "appeared_by", "censored"]].isna().all()
     floor = table[table["labels"] == "shuffled"]
     assert (floor["auroc"] - 0.5).abs().max() < 0.05
     assert (floor["balanced_accuracy"] - 0.5).abs().max() < 0.05
@@ -386,24 +377,76 @@ def test_scores_of_columns_equal_scikit_learn():
         assert threshold_T[t] == pytest.approx(threshold)
 
 
-def test_appearance_is_the_first_snapshot_whose_best_latent_reaches_the_mark():
-    current_N, previous_N, x_ND = text(seed=1)
-    x_ND.mul_(0.01)
-    x_ND[:, 2], x_ND[:, 3] = (current_N == 1).float(), (previous_N == 2).float()
-    early, late = Coordinates(8, zeroed=[2, 3]), Coordinates(8, zeroed=[2])
-    full = Coordinates(8)
-    snapshots = [(n, {SITE.key: {"d": d}}) for n, d in ((400, full), (100, early), (200, late))]
-    appeared = appearance(snapshots, batches_of(current_N, previous_N, x_ND), tokens_of(0, 1, 2))
-    assert sorted(appeared.itertuples(index=False, name=None)) == [
-        (SITE.key, "d", "current", 1, 400),
-        (SITE.key, "d", "previous", 2, 200),
-    ]
-    table = with_appearance(features((current_N, previous_N, x_ND), text(seed=2)), appeared)
-    assert row_of(table)["appeared_at"] == 400
-    assert row_of(table, predicate="previous", token=2)["appeared_at"] == 200
-    assert table["appeared_at"].notna().sum() == 2
-    nobody = with_appearance(table, appearance([], batches_of(*text()), tokens_of(0)))
-    assert nobody["appeared_at"].isna().all()
+def test_scores_of_columns_equal_those_of_ranked_codes(coded):
+    """The same AUROC and thresholds from dense columns, with ties, zeros and a token that no vector has."""
+    z_NL, classes_N = coded
+    latents_T = [0, 5, 6, 2]
+    ranked = Ranked(Codes.of_dense(z_NL))
+    places = (torch.tensor(latents_T), torch.arange(4))
+    classes_N = classes_N.masked_fill(classes_N == 3, 4)
+    scores_NT = z_NL[:, latents_T]
+    found_T, expected_T = scores_auroc(scores_NT, classes_N), ranked.auroc(classes_N, 4)[places]
+    torch.testing.assert_close(found_T, expected_T, rtol=0, atol=1e-12, equal_nan=True)
+    assert found_T[3].isnan()
+    assert scores_thresholds(scores_NT, classes_N).equal(ranked.best_cut(classes_N, 4)[1][places])
+    with pytest.raises(ValueError, match="scores hold NaN or inf"):
+        scores_auroc(torch.full((3, 1), torch.nan), torch.zeros(3, dtype=torch.int64))
+
+
+def test_brackets_by_hand():
+    """Snapshots at 0, 10, 20, ... tokens; 1 where the token was found."""
+    times = [0, 10, 20, 30, 40, 50, 60]
+    for found, expected in {
+        "0111111": (0, 10, False),
+        "0011100": (10, 20, False),  # it goes again: it did appear
+        "0110111": (30, 40, False),  # twice are not enough
+        "0101010": (60, None, True),
+        "0000011": (40, None, True),  # it may have appeared at 50: nobody saw a third
+        "0111001": (0, 10, False),
+        "0000001": (50, None, True),
+        "0000000": (60, None, True),
+    }.items():
+        assert bracket(times, [mark == "1" for mark in found]) == expected, found
+    assert bracket([0, 10, 20], [False, True, True]) == (0, None, True)  # fewer than three after the initial rows
+    assert bracket([0], [False]) == (0, None, True)
+
+
+def test_what_initial_rows_reach_is_taken_off():
+    """.5 of the scale is what they reach, at least chance; 1 is perfect."""
+    scores = np.array([0.4, 0.5, 0.8, 0.9, 0.96, 1.0])
+    assert beyond(scores, np.full(6, 0.5)) == pytest.approx(scores)
+    assert beyond(scores, np.full(6, 0.3)) == pytest.approx(scores)
+    assert beyond(scores, np.full(6, 0.8)) == pytest.approx([-0.5, -0.25, 0.5, 0.75, 0.9, 1])
+    assert beyond(scores, np.ones(6)).tolist() == [0.5] * 6
+
+
+def test_appearance_is_a_bracket_beyond_what_the_initial_rows_detect():
+    """Latent 2 is token 1 from 300 tokens on, latent 3 previous token 2 from 100 on but not at 200, and latent 4 is
+    current token 0 in the initial rows."""
+    splits = []
+    for seed in (1, 2):
+        current_N, previous_N, x_ND = text(seed=seed)
+        x_ND.mul_(0.01)
+        for latent, held_N in ((2, current_N == 1), (3, previous_N == 2), (4, current_N == 0)):
+            x_ND[:, latent] = held_N.float()
+        splits.append(batches_of(current_N, previous_N, x_ND))
+    zeroed = {0: [2, 3], 100: [2], 200: [2, 3], 300: [], 400: [], 500: []}
+    snapshots = [(n, {SITE.key: {"d": Coordinates(8, zeroed=off)}}) for n, off in zeroed.items()]
+    appeared = appearance(snapshots, *splits, tokens_of(0, 1, 2))
+    table = with_appearance(features(*(splits_of(split) for split in splits)), appeared)
+    columns = ["appeared_after", "appeared_by", "censored"]
+    assert row_of(table)[columns].tolist() == [200, 300, False]
+    assert row_of(table, predicate="previous", token=2)[columns].tolist() == [200, 300, False]
+    initial = row_of(table, token=0)
+    assert (initial["found"], initial["appeared_after"], initial["censored"]) == (True, 500, True)
+    assert pd.isna(initial["appeared_by"])
+    late = with_appearance(table, appearance(snapshots[:5], *splits, tokens_of(0, 1, 2)))
+    assert row_of(late)["appeared_after"] == 200  # found at 300 and at 400 alone
+    assert row_of(late)["censored"]
+    others = table[(table["labels"] != "real") | (table["dictionary"] != "d")]
+    assert others[columns].isna().all(axis=None)
+    unknown = with_appearance(table, appearance(snapshots[1:], *splits, tokens_of(0, 1, 2)))
+    assert unknown[columns].isna().all(axis=None)  # without the initial rows there is nothing to compare with
 
 
 def window(tokens_RC, x_RCD):

@@ -147,9 +147,10 @@ def features_table(tokens: list[str]) -> pd.DataFrame:
                             10**6 // rank,
                             3 * rank,
                         ]
-                        found.append(
-                            [*row, 1, 0.5, score, score, score / rank, 900, labels, "test", 32768, 600_000, 0, at]
-                        )
+                        hard = [score / rank, score - 0.1, score > 0.9, "11 12", "' <b>or' 'x'"]
+                        seen = [at / 2.4, at, False] if labels == "real" and at > 0 else [math.nan, math.nan, ""]
+                        last = [900, labels, "test", 32768, 600_000, 0, *seen]
+                        found.append([*row, 1, 0.5, score, score, score / rank, *hard, *last])
                 row = [
                     site,
                     "linear_probe",
@@ -165,10 +166,12 @@ def features_table(tokens: list[str]) -> pd.DataFrame:
                     10**6 // rank,
                     None,
                 ]
-                found.append([*row, 1, 0.5, 0.98, 0.97, 0.5, 900, "real", "test", 32768, None, 0, None])
+                hard = [0.9, 0.95, True, "11", "'x'"]
+                found.append([*row, 1, 0.5, 0.98, 0.97, 0.5, *hard, 900, "real", "test", 32768, None, 0, *[None] * 3])
     columns = (
         "site dictionary method role kind k latents predicate token token_id rank count latent sign threshold auroc "
-        "balanced_accuracy f1 positives labels split tokens trained_tokens seed appeared_at"
+        "balanced_accuracy f1 precision_at_80 hard_auroc found hard_ids hard_tokens positives labels split tokens "
+        "trained_tokens seed appeared_after appeared_by censored"
     )
     return pd.DataFrame(found, columns=columns.split())
 
@@ -386,8 +389,9 @@ FEATURES_ROWS = pd.DataFrame(
         "site": "s", "dictionary": ["topk", "NA", 'a"b', "null"], "method": "topk", "role": "rays", "kind": "topk",
         "k": 8, "predicate": "current",
         "token": ["NA", '"quoted", and\nbroken', "\r\x1b", "\u202e "], "rank": [1, 2, 3, 4],
-        "balanced_accuracy": [0.5, 0.75, None, 1.0],
-        "labels": "real", "appeared_at": None,
+        "balanced_accuracy": [0.5, 0.75, None, 1.0], "precision_at_80": 0.5, "hard_auroc": 0.5,
+        "found": [True, False, None, True], "hard_tokens": ["", "' a\r'", "nan", "'\x1b'"],
+        "labels": "real", "appeared_after": None, "appeared_by": None, "censored": None,
     }
 )  # fmt: skip
 
@@ -395,8 +399,9 @@ FEATURES_ROWS = pd.DataFrame(
 def test_tables_are_read_as_they_were_written(tmp_path):
     write_table(FEATURES_ROWS, tmp_path / "token_features.csv")
     table = read_file(tmp_path / "token_features.csv")
-    for column in ("dictionary", "token"):
+    for column in ("dictionary", "token", "hard_tokens"):
         assert table[column].tolist() == FEATURES_ROWS[column].tolist()
+    assert table["found"].tolist() == ["True", "False", "", "True"]
     assert table["balanced_accuracy"].isna().tolist() == [False, False, True, False]
 
 

@@ -24,6 +24,7 @@ from rayscope.dictionaries import (
     TopK,
     load,
 )
+from rayscope.dictionaries.learned.rows import drawn_rows
 from rayscope.model.sites import resolve
 from rayscope.stopping import SIGNALS
 from rayscope.streams.harvest import ActivationStream
@@ -194,10 +195,10 @@ def test_each_group_is_clipped_by_its_own_norm():
     assert along.abs().max() < 1e-6
 
 
-def test_snapshots_at_log_spaced_steps(together):
+def test_snapshots_before_the_first_step_and_at_log_spaced_ones(together):
     folder, dictionaries = together
     tokens = sorted(int(place.name) for place in (folder / "snapshots").iterdir())
-    assert tokens == [step * BATCH for step in log_spaced(STEPS, 5)]
+    assert tokens == [0, *(step * BATCH for step in log_spaced(STEPS, 5))]
     for hook, named in dictionaries.items():
         kept = [load(folder / "snapshots" / str(t) / hook.replace(".", "_") / "topk") for t in tokens]
         assert [d.provenance["tokens"] for d in kept] == tokens
@@ -205,6 +206,9 @@ def test_snapshots_at_log_spaced_steps(together):
         moved = [(d.directions - named["topk"].directions).norm().item() for d in kept]
         assert moved == sorted(moved, reverse=True)
         assert moved[-1] == 0  # the last is the end of training
+        drawn = drawn_rows(kept[0].latents, kept[0].width, kept[0].seed, "topk")
+        assert kept[0].directions.equal(drawn)  # the first is the initial rows, about the sample's mean
+        assert kept[0].bias.any()
         assert not (folder / "snapshots" / str(tokens[0]) / hook.replace(".", "_") / "abstopk").exists()
 
 

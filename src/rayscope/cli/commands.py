@@ -87,12 +87,13 @@ def evaluate(config: DictConfig, folder: Path, loggers: Sequence[Any], compared:
 
 
 def features(config: DictConfig, folder: Path, compared: Any = None) -> None:
-    if all((folder / name).is_file() for name in MEASURED["features"]):
-        return
     from rayscope import pipeline
+    from rayscope.report import print_features, read_file
 
-    compared = compared or open_comparison(config, records_of(folder, "features"))
-    pipeline.measure_features(compared, folder, **config.features)
+    if not all((folder / name).is_file() for name in MEASURED["features"]):
+        compared = compared or open_comparison(config, records_of(folder, "features"))
+        pipeline.measure_features(compared, folder, **config.features)
+    print_features(read_file(folder / "token_features.csv"), stdout())
     say(f"token features: {folder / 'token_features.csv'}")
 
 

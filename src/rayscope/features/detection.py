@@ -6,7 +6,8 @@ are the vectors of its class, its negatives all others. A detector is a latent a
 sign * z > threshold.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +16,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rayscope.dictionaries.base import Codes
-
-COLUMNS = 16  # of dense scores that are ranked at once
 
 
 class Ranked:
@@ -178,33 +177,80 @@ def columns(codes: Codes, latents_T: Tensor) -> Tensor:
     return z_NU[:, inverse_T]
 
 
-def at_threshold(scores_NT: Tensor, classes_N: Tensor, thresholds_T: Tensor) -> tuple[Tensor, Tensor]:
-    """Balanced accuracy (TP/P + TN/Q)/2 and F1 = 2TP/(2TP + FP + FN) of score > threshold; NaN without both classes."""
+@dataclass(frozen=True)
+class AtThreshold:
+    """What detectors that say yes where score > threshold reach, each for its token; NaN where that has no meaning."""
+
+    balanced_accuracy_T: Tensor  # (TP / P + TN / Q) / 2
+    f1_T: Tensor  # 2 TP / (2 TP + FP + FN)
+    recall_T: Tensor  # TP / P
+    precision_T: Tensor  # TP / (TP + FP)
+
+
+def at_threshold(scores_NT: Tensor, classes_N: Tensor, thresholds_T: Tensor) -> AtThreshold:
+    """NaN without both classes; precision also for a detector that never says yes."""
     tokens = scores_NT.shape[1]
     said_NT = scores_NT.double() > thresholds_T
     true_T = (said_NT & (classes_N[:, None] == torch.arange(tokens))).sum(0).double()
     positives_T = positives(classes_N, tokens)
     negatives_T = len(classes_N) - positives_T
     false_T = said_NT.sum(0) - true_T
-    accuracy_T = (true_T / positives_T + 1 - false_T / negatives_T) / 2
-    f1_T = 2 * true_T / (true_T + false_T + positives_T)
+    measured = (
+        (true_T / positives_T + 1 - false_T / negatives_T) / 2,
+        2 * true_T / (true_T + false_T + positives_T),
+        true_T / positives_T,
+        true_T / (true_T + false_T),
+    )
     defined_T = (positives_T > 0) & (negatives_T > 0)
-    return accuracy_T.where(defined_T, torch.nan), f1_T.where(defined_T, torch.nan)
+    return AtThreshold(*(value_T.where(defined_T, torch.nan) for value_T in measured))
+
+
+def precision_at(recall: float, scores_NT: Tensor, classes_N: Tensor) -> Tensor:
+    """(T): precision at the greatest threshold at which that fraction of a token's positives, or more, is found.
+
+    All vectors of one score are let in together: a latent that is silent on too many positives lets in everything.
+    NaN without both classes.
+    """
+    tokens = scores_NT.shape[1]
+    precision_T = torch.full((tokens,), torch.nan, dtype=torch.float64)
+    for t, count in enumerate(positives(classes_N, tokens).tolist()):
+        if 0 < count < len(classes_N):
+            own = scores_NT[classes_N == t, t]
+            least = own.sort(descending=True).values[math.ceil(recall * count - 1e-9) - 1]
+            precision_T[t] = (own >= least).sum().double() / (scores_NT[:, t] >= least).sum()
+    return precision_T
 
 
 def scores_auroc(scores_NT: Tensor, classes_N: Tensor) -> Tensor:
-    """AUROC of column t for token t."""
-    return _by_columns(
-        scores_NT, lambda ranked, t: ranked.auroc(classes_N, scores_NT.shape[1])[torch.arange(len(t)), t]
-    )
+    """AUROC of column t for token t, from mid-ranks as in `Ranked.auroc`; NaN without both classes."""
+    auroc_T = []
+    for sorted_N, own_P in _by_columns(scores_NT, classes_N):
+        below_P, upto_P = np.searchsorted(sorted_N, own_P), np.searchsorted(sorted_N, own_P, side="right")
+        rank_sum, P, N = (below_P + upto_P + 1).sum() / 2, len(own_P), len(sorted_N)
+        auroc_T.append((rank_sum - P * (P + 1) / 2) / (P * (N - P)) if 0 < P < N else math.nan)
+    return torch.tensor(auroc_T, dtype=torch.float64)
 
 
 def scores_thresholds(scores_NT: Tensor, classes_N: Tensor) -> Tensor:
-    """The threshold of column t with the greatest balanced accuracy for token t."""
-    tokens = scores_NT.shape[1]
-    return _by_columns(scores_NT, lambda ranked, t: ranked.best_cut(classes_N, tokens)[1][torch.arange(len(t)), t])
+    """The threshold of column t with the greatest balanced accuracy for token t, as in `Ranked.best_cut`."""
+    thresholds_T = []
+    for sorted_N, own_P in _by_columns(scores_NT, classes_N):
+        below_P = np.searchsorted(sorted_N, own_P)  # a threshold just under a positive lets in it and all above
+        P, N = len(own_P), len(sorted_N)
+        true_P, let_in_P = P - np.searchsorted(own_P, own_P), N - below_P
+        gain_P = true_P * (N - P) - (let_in_P - true_P) * P
+        best = P - 1 - int(gain_P[::-1].argmax()) if P else 0  # of equal ones the greatest threshold
+        if not P or gain_P[best] <= 0:
+            thresholds_T.append(float(sorted_N[-1]))
+        else:  # with a gain above 0 some score is lower
+            lower, upper = float(sorted_N[below_P[best] - 1]), float(own_P[best])
+            thresholds_T.append((lower + upper) / 2 if lower else 0.0)
+    return torch.tensor(thresholds_T, dtype=torch.float64)
 
 
-def _by_columns(scores_NT: Tensor, measure) -> Tensor:
-    parts = torch.arange(scores_NT.shape[1]).split(COLUMNS)
-    return torch.cat([measure(Ranked(Codes.of_dense(scores_NT[:, t])), t) for t in parts])
+def _by_columns(scores_NT: Tensor, classes_N: Tensor) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Of column t, rising: all scores, and those of token t."""
+    if not scores_NT.isfinite().all():
+        raise ValueError("scores hold NaN or inf; a detector needs finite ones")
+    for t, column_N in enumerate(scores_NT.T.contiguous()):
+        yield np.sort(column_N.numpy()), np.sort(column_N[classes_N == t].numpy())

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from rayscope.features.detection import at_threshold, positives, scores_auroc, scores_thresholds
-
 if TYPE_CHECKING:
     from rayscope.streams.stream import Batch
 
@@ -103,19 +101,6 @@ def probe_scores(
             x_ND = batch.activations[key].float().cpu()
             parts[key].append(probe.scores_left_out(x_ND, part_JN) if left_out else probe.scores(x_ND))
     return {key: torch.cat(found, 1) for key, found in parts.items()}
-
-
-def probe_table(probe: Probe, seen_JNT: Tensor, seen_JN: Tensor, new_JNT: Tensor, new_JN: Tensor) -> list[dict]:
-    """For each labelling: threshold, chosen on the seen scores; auroc, balanced_accuracy and f1 of the new ones."""
-    table = []
-    for j, fitted_T in enumerate(probe.positives_JT):
-        found_T = (fitted_T > 0) & (positives(seen_JN[j], len(fitted_T)) > 0)
-        thresholds_T = scores_thresholds(seen_JNT[j], seen_JN[j])
-        accuracy_T, f1_T = at_threshold(new_JNT[j], new_JN[j], thresholds_T)
-        auroc_T = scores_auroc(new_JNT[j], new_JN[j])
-        columns = {"threshold": thresholds_T, "auroc": auroc_T, "balanced_accuracy": accuracy_T, "f1": f1_T}
-        table.append({name: value.where(found_T, torch.nan).numpy() for name, value in columns.items()})
-    return table
 
 
 def with_classes(batches: Iterable["Batch"], classes_JN: Tensor) -> Iterator[tuple["Batch", Tensor]]:

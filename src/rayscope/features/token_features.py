@@ -1,8 +1,9 @@
 """Frequency-ordered token features: how well one latent says "current token is v" and "previous token is v".
 
 N vectors, L latents, T tokens, J labellings (real and shuffled labels of each predicate).
-Latents, signs and thresholds are chosen on validation; what the table holds was measured on test. Splits are iterables
-of Batch that can be read more than once (a stream or a list): validation is read three times, test twice.
+Latents, signs, thresholds and hard negatives are chosen on validation; what the table holds was measured on test.
+Splits are iterables of Batch that can be read more than once (a stream or a list): validation is read three times, test
+twice.
 """
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
@@ -15,9 +16,11 @@ from torch.nn import functional as F
 
 from rayscope.console import track
 from rayscope.dictionaries.base import Codes, Dictionary
+from rayscope.escapes import ascii_repr
 from rayscope.evaluation.entry import Entry, by_site
-from rayscope.features.detection import Detectors, Ranked, at_threshold, choose, columns, positives
-from rayscope.features.probes import fit_probes, probe_scores, probe_table
+from rayscope.features.detection import Detectors, Ranked, choose, columns, scores_auroc, scores_thresholds
+from rayscope.features.probes import fit_probes, probe_scores
+from rayscope.features.scores import Labelling, scores_on_test, with_floor
 from rayscope.features.tokens import Labels, Tokens, text_of
 
 if TYPE_CHECKING:
@@ -25,14 +28,15 @@ if TYPE_CHECKING:
     from rayscope.streams.stream import Batch
 
 Name = TypeVar("Name", bound=Hashable)
-PREDICATES = ("current", "previous")
 COLUMNS = [
     *("site", "dictionary", "method", "role", "kind", "k", "latents"),
     *("predicate", "token", "token_id", "rank", "count"),
-    *("latent", "sign", "threshold", "auroc", "balanced_accuracy", "f1", "positives"),
-    *("labels", "split", "tokens", "trained_tokens", "seed", "appeared_at"),
+    *("latent", "sign", "threshold", "auroc", "balanced_accuracy", "f1", "recall", "precision", "precision_at_80"),
+    *("hard_auroc", "found", "hard_ids", "hard_tokens", "positives"),
+    *("labels", "split", "tokens", "trained_tokens", "seed", "appeared_after", "appeared_by", "censored"),
 ]
-WHOLE = ("k", "latents", "latent", "sign", "trained_tokens", "appeared_at")  # whole numbers that may be blank
+WHOLE = ("k", "latents", "latent", "sign", "trained_tokens", "appeared_after", "appeared_by")  # or blank
+YES_OR_NO = ("found", "censored")  # or blank
 
 
 @torch.no_grad()
@@ -81,7 +85,7 @@ def token_features(
 
     A linear probe stands for what a site's vectors tell of a token at best.
     The linear probe is fitted on validation, with thresholds from left-one-out scores. Shuffled labels are permuted
-    over each whole split; choice, threshold, probe and score are all computed again from them.
+    over each whole split; choice, threshold, hard negatives, probe and score are all computed again from them.
     A token without positives on validation has a row without a latent; one without positives on test, without scores.
     """
     for name, split in (("validation", validation), ("test", test)):
@@ -90,71 +94,75 @@ def token_features(
     dictionaries = by_site(entries)
     keyed = {site.key: named for site, named in dictionaries.items()}
     (seen, codes), (new, new_codes) = collect(validation, keyed), collect(test, keyed)
-    labellings = list(_labellings(seen, new, tokens, seed))
+    each = with_floor(seen, new, tokens, seed)
     texts = [text_of(tokenizer, i) for i in tokens.ids_T]
-    about_tokens = {"token": texts, "token_id": tokens.ids_T, "rank": tokens.ranks_T, "count": tokens.counts_T}
-    common = about_tokens | {"split": "test", "tokens": len(new), "seed": seed, "appeared_at": None}
+    common = {"token": texts, "token_id": tokens.ids_T, "rank": tokens.ranks_T, "count": tokens.counts_T}
+    common |= {"split": "test", "tokens": len(new), "seed": seed}
+    common |= dict.fromkeys(("appeared_after", "appeared_by", "censored"))
     tables = []
+
+    def add(labelling: Labelling, about: dict[str, Any], scores: dict[str, Any]) -> None:
+        which = {"labels": labelling.labels, "predicate": labelling.predicate}
+        tables.append(pd.DataFrame(common | about | which | scores | named(scores["hard_ids"], tokenizer)))
+
     for entry in track(list(entries), "token features", unit="dictionaries"):
         site, name, dictionary = entry.site, entry.name, entry.dictionary
-        ranks, new_ranks = (ranked(c[site.key][name], dictionary.signed) for c in (codes, new_codes))
         about = {"site": site.hook, "dictionary": name, "method": entry.method, "role": entry.role, "k": entry.k}
         about |= {"kind": dictionary.kind, "latents": dictionary.latents}
         about |= {"trained_tokens": dictionary.provenance.get("tokens")}
-        for which, classes_N, new_classes_N in labellings:
-            chosen = choose(ranks, classes_N, len(tokens))
-            scores = detector_scores(chosen, new_codes[site.key][name], new_ranks[0], new_classes_N)
-            tables.append(pd.DataFrame(common | about | which | scores))
-    for site, found in _probe_rows(list(dictionaries), validation, test, labellings, len(tokens)):
+        pair = codes[site.key][name], new_codes[site.key][name]
+        for labelling, (_, scores) in zip(each, detected(*pair, dictionary.signed, each), strict=True):
+            add(labelling, about, scores)
+    for site, found in probed(list(dictionaries), validation, test, each):
         about = {"site": site.hook, "dictionary": "linear_probe", "method": "linear_probe", "role": "reference"}
-        about |= {"kind": "probe", "trained_tokens": None}
-        about |= {"k": None, "latents": None, "latent": None, "sign": None}
-        for (which, _, new_classes_N), scores in zip(labellings, found, strict=True):
-            counted = {"positives": positives(new_classes_N, len(tokens)).numpy()}
-            tables.append(pd.DataFrame(common | about | which | scores | counted))
-    whole = dict.fromkeys(WHOLE, "Int64")
-    return pd.concat([table.astype(whole)[COLUMNS] for table in tables], ignore_index=True)
+        about |= {"kind": "probe"} | dict.fromkeys(("k", "latents", "latent", "sign", "trained_tokens"))
+        for labelling, scores in zip(each, found, strict=True):
+            add(labelling, about, scores)
+    types = dict.fromkeys(WHOLE, "Int64") | dict.fromkeys(YES_OR_NO, "boolean")
+    return pd.concat([table.astype(types)[COLUMNS] for table in tables], ignore_index=True)
 
 
-def _labellings(
-    seen: Labels, new: Labels, tokens: Tokens, seed: int
-) -> Iterator[tuple[dict[str, str], Tensor, Tensor]]:
-    """({labels, predicate}, classes_N on validation, classes_N on test), real labels before shuffled ones."""
-    floor = seen.shuffled(seed, "validation"), new.shuffled(seed, "test")
-    for labels, (on_validation, on_test) in {"real": (seen, new), "shuffled": floor}.items():
-        for predicate in PREDICATES:
-            about = {"labels": labels, "predicate": predicate}
-            yield about, on_validation.classes(predicate, tokens), on_test.classes(predicate, tokens)
+def named(hard_TH: Tensor, tokenizer) -> dict[str, list[str]]:
+    """The hard negatives' ids and texts, those in which the detector is active most often first."""
+    ids = [[i for i in ids_H if i >= 0] for ids_H in hard_TH.tolist()]
+    texts = [" ".join(ascii_repr(text_of(tokenizer, i)) for i in each) for each in ids]
+    return {"hard_ids": [" ".join(map(str, each)) for each in ids], "hard_tokens": texts}
 
 
-def detector_scores(chosen: Detectors, codes: Codes, ranks: Ranked, classes_N: Tensor) -> dict[str, Any]:
-    """Columns of the table: what was chosen, and how it does on these codes, whose `Ranked` for sign +1 is given."""
-    tokens = len(chosen.latents_T)
-    accuracy_T, f1_T = at_threshold(columns(codes, chosen.latents_T) * chosen.signs_T, classes_N, chosen.thresholds_T)
-    auroc_T = ranks.auroc(classes_N, tokens)[chosen.latents_T, torch.arange(tokens)]
-    auroc_T = torch.where(chosen.signs_T > 0, auroc_T, 1 - auroc_T)
-    found = chosen.found_T
-    scores = {"threshold": chosen.thresholds_T, "auroc": auroc_T, "balanced_accuracy": accuracy_T, "f1": f1_T}
-    table: dict[str, Any] = {name: value.where(found, torch.nan).numpy() for name, value in scores.items()}
-    for name, value in (("latent", chosen.latents_T), ("sign", chosen.signs_T)):
-        table[name] = pd.array(value.numpy(), "Int64")
-        table[name][~found.numpy()] = pd.NA
-    return table | {"positives": positives(classes_N, tokens).numpy()}
+def detected(
+    codes: Codes, new_codes: Codes, signed: bool, each: Sequence[Labelling]
+) -> Iterator[tuple[Detectors, dict[str, Any]]]:
+    """For each labelling the detectors chosen on validation's codes, and what they score on the test's."""
+    ranks, new_ranks = ranked(codes, signed), Ranked(new_codes)
+    for labelling in each:
+        tokens = len(labelling.tokens)
+        chosen = choose(ranks, labelling.seen_N, tokens)
+        seen_NT, new_NT = (columns(c, chosen.latents_T) * chosen.signs_T for c in (codes, new_codes))
+        auroc_T = new_ranks.auroc(labelling.new_N, tokens)[chosen.latents_T, torch.arange(tokens)]
+        auroc_T = torch.where(chosen.signs_T > 0, auroc_T, 1 - auroc_T)
+        scores = scores_on_test(labelling, seen_NT, new_NT, chosen.thresholds_T, auroc_T, chosen.found_T)
+        for name, value_T in (("latent", chosen.latents_T), ("sign", chosen.signs_T)):
+            scores[name] = pd.array(value_T.numpy(), "Int64")
+            scores[name][~chosen.found_T.numpy()] = pd.NA
+        yield chosen, scores
 
 
-def _probe_rows(
-    sites: Sequence["Site"],
-    validation: Iterable["Batch"],
-    test: Iterable["Batch"],
-    labellings: Sequence[tuple[dict[str, str], Tensor, Tensor]],
-    tokens: int,
-) -> Iterator[tuple["Site", list[dict]]]:
-    """Each site's columns for each labelling: fitted on validation, with thresholds chosen there, scored on test."""
-    seen_JN = torch.stack([seen_N for _, seen_N, _ in labellings])
-    new_JN = torch.stack([new_N for _, _, new_N in labellings])
+def probed(
+    sites: Sequence["Site"], validation: Iterable["Batch"], test: Iterable["Batch"], each: Sequence[Labelling]
+) -> Iterator[tuple["Site", list[dict[str, Any]]]]:
+    """Each site's probe for each labelling: fitted on validation, with thresholds chosen there, scored on test."""
+    tokens = len(each[0].tokens)
+    seen_JN, new_JN = (torch.stack(classes) for classes in zip(*((one.seen_N, one.new_N) for one in each), strict=True))
     probes = fit_probes(validation, [site.key for site in sites], seen_JN, tokens)
     seen_scores = probe_scores(probes, validation, seen_JN, left_out=True)
     new_scores = probe_scores(probes, test, new_JN)
     for site in sites:
-        probe = probes.pop(site.key)
-        yield site, probe_table(probe, seen_scores.pop(site.key), seen_JN, new_scores.pop(site.key), new_JN)
+        fitted_JT = probes.pop(site.key).positives_JT
+        found = []
+        for labelling, fitted_T, seen_NT, new_NT in zip(
+            each, fitted_JT, seen_scores.pop(site.key), new_scores.pop(site.key), strict=True
+        ):
+            thresholds_T = scores_thresholds(seen_NT, labelling.seen_N)
+            auroc_T = scores_auroc(new_NT, labelling.new_N)
+            found.append(scores_on_test(labelling, seen_NT, new_NT, thresholds_T, auroc_T, fitted_T > 0))
+        yield site, found

@@ -39,9 +39,13 @@ class Labels:
         order_N = torch.randperm(len(self), generator=generator_of("shuffled labels", *key))
         return Labels(self.current_N[order_N], self.previous_N[order_N], self.positions_N[order_N])
 
+    def ids(self, predicate: str) -> Tensor:
+        """(N): the token id that each vector has by that predicate."""
+        return {"current": self.current_N, "previous": self.previous_N}[predicate]
+
     def classes(self, predicate: str, tokens: Tokens) -> Tensor:
         """classes_N: each label's place in `tokens`, T for a token that is not among them."""
-        labels_N = {"current": self.current_N, "previous": self.previous_N}[predicate]
+        labels_N = self.ids(predicate)
         ids_T, order_T = torch.from_numpy(tokens.ids_T).sort()
         place_N = torch.searchsorted(ids_T, labels_N).clamp(max=len(ids_T) - 1)
         return torch.where(ids_T[place_N] == labels_N, order_T[place_N], len(ids_T))

@@ -20,6 +20,7 @@ from rayscope.escapes import visible
 from rayscope.files import real, write_whole
 from rayscope.report import figures
 from rayscope.report.elsewhere import SHOWN, compared_rows
+from rayscope.report.features import MEANING, by_site
 from rayscope.report.inputs import FILES, read
 from rayscope.report.latents import contexts
 from rayscope.report.metrics import METRICS
@@ -92,6 +93,8 @@ def build(run: Path, studies: Path | None = None) -> Path:
         read=[METRICS[name] for name in READ],
         elsewhere=elsewhere_tables(found),
         figures=drawings(found, table),
+        features=by_site(found["token_features.csv"]) if "token_features.csv" in found else [],
+        meaning=MEANING,
         contexts=latents,
         seeds=seeds_said(evaluation) if len(evaluation) else "",
         documents=documents_said(evaluation) if len(evaluation) else "",

@@ -18,6 +18,7 @@ from rayscope.report.texts import NAMED
 TEXT = {
     *("site", "dictionary", "method", "family", "role", "kind", "coder", "metric", "position0", "split"),
     *("predicate", "token", "labels", "also", "device", *NAMED),
+    *("found", "censored", "hard_ids", "hard_tokens"),
 }
 FEATURES = [
     "site",
@@ -30,8 +31,14 @@ FEATURES = [
     "token",
     "rank",
     "balanced_accuracy",
+    "precision_at_80",
+    "hard_auroc",
+    "found",
+    "hard_tokens",
     "labels",
-    "appeared_at",
+    "appeared_after",
+    "appeared_by",
+    "censored",
 ]
 FILES = {  # file: (what it holds, the command that makes it, columns that it must have)
     "config.yaml": ("what was run", "train", []),

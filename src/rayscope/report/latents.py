@@ -19,7 +19,7 @@ def contexts(found: dict[str, Any]) -> list[dict]:
         row = known.get(tuple(entry[key] for key in ("site", "dictionary", "predicate", "token")), {})
         latent = {key: entry[key] for key in ("predicate", "latent", "sign")}
         latent |= {"token": ascii_repr(entry["token"]), "rank": row.get("rank", math.inf)}
-        latent |= {"score": f"{row['balanced_accuracy']:.3f}" if row else "", "contexts": []}
+        latent |= {"score": score(row) if row else "", "contexts": []}
         peak = (
             max((abs(a) for c in entry["contexts"] for a in c["activations"] if math.isfinite(a)), default=0.0) or 1.0
         )
@@ -48,3 +48,12 @@ def contexts(found: dict[str, Any]) -> list[dict]:
         {"site": site, "dictionary": name, "latents": sorted(latents, key=lambda one: (one["rank"], one["predicate"]))}
         for (site, name), latents in groups.items()
     ]
+
+
+def score(row: dict[str, Any]) -> str:
+    """How well the latent tells its token, and the tokens on which it fires most instead."""
+    said = f"balanced accuracy {row['balanced_accuracy']:.3f}"
+    if row["hard_tokens"]:
+        found = "found" if row["found"] == "True" else "not found"
+        said += f", AUROC {row['hard_auroc']:.3f} against the nearest of {row['hard_tokens']}: {found}"
+    return said

@@ -39,7 +39,7 @@ def train(
     about: each site's provenance (model, text), which snapshots record and a checkpoint must share.
     calibration: held-out batches on which thresholds are set at the end.
     snapshots: about how many times the dictionaries (those of `snapshot_names`, or all) are saved, at log-spaced steps,
-    in `folder/snapshots/<tokens>/<site key>/<name>`.
+    in `folder/snapshots/<tokens>/<site key>/<name>`; and once more before the first step, with 0 tokens.
     checkpoint_seconds: inf for checkpoints at `checkpoint_steps` and at a stop only.
 
     Returns the dictionaries that diverged; the others are bitwise what they would be without them. A stop signal (see
@@ -61,6 +61,8 @@ def train(
     checkpoint = Checkpoint(folder, run_of(stream, dictionaries, about or {}))
     if not checkpoint.exists():
         prepare(stream, dictionaries, steps * stream.batch_size)
+        if snapshots:
+            module.save_snapshot(0)
     say_rates(dictionaries)
     fit(
         module,

@@ -170,12 +170,16 @@ class DictionaryTrainer(LightningModule):
                 self.scalars(),
                 self.histograms(),
             )
-        if step in self.snapshot_steps and self.snapshot_folder is not None:
-            tokens = step * self.batch_size
-            for key, name, dictionary in self.learning():
-                if self.snapshot_names is None or name in self.snapshot_names:
-                    about = {**self.provenance.get(key, {}), "tokens": tokens, "seed": dictionary.seed}
-                    dictionary.save(self.snapshot_folder / str(tokens) / key / name, about)
+        if step in self.snapshot_steps:
+            self.save_snapshot(step)
+
+    def save_snapshot(self, step: int) -> None:
+        """The dictionaries as they are after the step; at 0, as they begin."""
+        tokens = step * self.batch_size
+        for key, name, dictionary in self.learning():
+            if self.snapshot_folder and (self.snapshot_names is None or name in self.snapshot_names):
+                about = {**self.provenance.get(key, {}), "tokens": tokens, "seed": dictionary.seed}
+                dictionary.save(self.snapshot_folder / str(tokens) / key / name, about)
 
     def scalars(self) -> dict[str, float]:
         """NaN for dictionaries that have diverged."""

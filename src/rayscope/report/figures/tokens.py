@@ -60,14 +60,14 @@ def token_figure(features: pd.DataFrame, look: Styles) -> str:
 
 
 def appeared_figure(features: pd.DataFrame, look: Styles) -> str:
-    """Training tokens at which a token's latent appeared, against frequency rank; those that never did on top."""
+    """Between which snapshots a token appeared, against frequency rank; censored ones on top."""
     drawn = at_headline(features[features["labels"] == "real"])
     drawn = drawn[drawn["role"].isin(LEARNED)].dropna(subset=["rank"])
-    drawn = drawn[drawn.groupby(["site", "method"])["appeared_at"].transform("count") > 0]
+    drawn = drawn[drawn.groupby(["site", "method"])["appeared_by"].transform("count") > 0]
     places = list(drawn.groupby(["site", "predicate"], sort=True).groups)
     if not places:
         return ""
-    top = drawn["appeared_at"].max() * 1.6
+    top, bottom = drawn["appeared_by"].max() * 1.6, drawn["appeared_by"].min() / 2  # 0 tokens have no logarithm
     with panels(len(places), 3.0) as (axes, svg):
         for one, (site, predicate) in zip(axes, places, strict=True):
             here = drawn[(drawn["site"] == site) & (drawn["predicate"] == predicate)]
@@ -75,17 +75,16 @@ def appeared_figure(features: pd.DataFrame, look: Styles) -> str:
                 rows = here[(here["role"] == key[0]) & (here["method"] == key[1])]
                 if rows.empty:
                     continue
-                seen, never = rows.dropna(subset=["appeared_at"]), rows[rows["appeared_at"].isna()]
-                plain = {"linestyle": "", "marker": look[key]["marker"], "color": look[key]["color"], "markersize": 4}
-                one.plot(
-                    seen["rank"], seen["appeared_at"].clip(lower=1), alpha=0.6, mew=0, label=label(key[1]), **plain
-                )
-                one.plot(
-                    never["rank"], np.full(len(never), top), **{**plain, "marker": "|", "markersize": 6}, alpha=0.5
-                )
+                seen, censored = rows.dropna(subset=["appeared_by"]), rows[rows["censored"] == "True"]
+                color, marker = look[key]["color"], look[key]["marker"]
+                ends = seen["appeared_after"].clip(lower=bottom), seen["appeared_by"]
+                one.vlines(seen["rank"], *ends, color=color, alpha=0.35, linewidth=1.2)
+                plain = {"linestyle": "", "color": color, "markersize": 4}
+                one.plot(seen["rank"], ends[1], marker, alpha=0.6, mew=0, label=label(key[1]), **plain)
+                one.plot(censored["rank"], np.full(len(censored), top), "|", alpha=0.5, **{**plain, "markersize": 6})
             one.axhline(top, color="#bbbbbb", linewidth=0.5)
             one.annotate(
-                "never appeared",
+                "censored",
                 (0.01, top),
                 xycoords=("axes fraction", "data"),
                 ha="left",
