@@ -15,7 +15,7 @@ import pandas as pd
 
 from rayscope.console import say
 from rayscope.dictionaries import Learned
-from rayscope.evaluation.comparison import Comparison, headline_budget, reference_codecs
+from rayscope.evaluation.comparison import BUDGET_BITS, Comparison, headline_budget, reference_codecs
 from rayscope.evaluation.entry import Entry, by_site
 from rayscope.evaluation.measure import check_options, measure
 from rayscope.evaluation.measurement import Measurement
@@ -243,7 +243,11 @@ def named_or_headline(entries: Sequence[Entry], names: Sequence[str] | None, hea
     """
     if names is None:
         budgets = {site: headline_budget(named.values(), headline_k) for site, named in by_site(entries).items()}
-        return [entry for entry in entries if abs(entry.dictionary.bits() / budgets[entry.site] - 1) <= 0.12]
+        return [
+            entry
+            for entry in entries
+            if abs(entry.dictionary.bits(value_bits=BUDGET_BITS) / budgets[entry.site] - 1) <= 0.12
+        ]
     names = [names] if isinstance(names, str) else names
     there = sorted({entry.name for entry in entries})
     unknown = [name for name in names if name not in there]

@@ -13,8 +13,9 @@ from rayscope.baselines.factors import nmf, semi_nmf, semi_nmf_fit
 from rayscope.baselines.independent import ica
 from rayscope.baselines.kmeans import kmeans
 from rayscope.baselines.ksvd import ksvd, sweep
+from rayscope.baselines.pca import transform
 from rayscope.dictionaries import AbsTopK, BatchTopK, BottleneckTopK, Linear, TokenBiasTopK, TopK, load
-from rayscope.evaluation.comparison import Baseline, baselines_at_equal_bits, headline_budget, plain_rays
+from rayscope.evaluation.comparison import BUDGET_BITS, Baseline, baselines_at_equal_bits, headline_budget, plain_rays
 from rayscope.evaluation.matching import nearest
 from rayscope.evaluation.metrics import fvu
 from rayscope.model.sites import Site
@@ -266,6 +267,7 @@ def test_kmeans_is_scikit_learns_on_separate_clusters_and_its_code_is_the_neares
 
 FITS = {
     "pca_split": lambda x_ND: split(pca(moments_of(x_ND), 2, "topk")),
+    "pca_transform": lambda x_ND: transform(moments_of(x_ND)).at_bits(9),
     "ica": lambda x_ND: ica(x_ND, 8, 2, seed=3, iterations=20),
     "semi_nmf": lambda x_ND: semi_nmf(x_ND, 5, 2, seed=3, iterations=5),
     "nmf": lambda x_ND: nmf(x_ND.relu(), 5, 2, seed=3, iterations=5),
@@ -322,13 +324,24 @@ def test_budgets_are_those_of_rays_with_nothing_beside_them():
     signed, adaptive = AbsTopK(16, 64, 4), BatchTopK(16, 64, 4)
     assert plain_rays([dense, topk, told, signed, adaptive]) == [topk]
     assert plain_rays([signed, dense]) == [signed, dense]  # nothing plainer
-    assert headline_budget([dense, topk], 4) == topk.bits() < dense.bits()
+    assert headline_budget([dense, topk], 4) == topk.bits(value_bits=BUDGET_BITS) < dense.bits(value_bits=BUDGET_BITS)
 
 
 def test_rays_of_one_k_and_two_widths_are_two_budgets():
-    """8 + log2 16 and 8 + log2 2^14 bits: a signed baseline of 16 latents, 13 bits for one code,
-    needs 1 and 2 for them.
+    """4 + log2 16 and 4 + log2 2^14 bits: a signed baseline of 16 latents, with 9 bits for one code, 16.9 for two and
+    24.1 for three, needs 1 and 3 for them.
     """
     rays = [Linear(6, L, 1, "topk", randn(L, 6), signed=False) for L in (16, 2**14)]
     listed = [Baseline("pca", Fixed(Linear(6, 16, 1, "topk", randn(16, 6), signed=True)), budgets="headline")]
-    assert [entry.k for entry in baselines_at_equal_bits(NOTHING, listed, rays, 1, {"tokens": 100})] == [1, 2]
+    assert [entry.k for entry in baselines_at_equal_bits(NOTHING, listed, rays, 1, {"tokens": 100})] == [1, 3]
+
+
+def test_a_transform_code_is_measured_at_the_bits_of_rays_with_2_4_and_8_bits_for_each_value():
+    """Rays of log2 16 + b and log2 C(16, 2) + 2 b bits: 6, 8 and 12, and 10.9, 14.9 and 22.9, rounded up."""
+    moments = moments_of(randn(500, 6) * torch.logspace(1, -1, 6))
+    rays = [Linear(6, 16, k, "topk", randn(16, 6), signed=False) for k in (1, 2)]
+    listed = [Baseline("pca_transform", lambda _: transform(moments), family="PCA")]
+    entries = baselines_at_equal_bits(NOTHING, listed, rays, 1, {"tokens": 100})
+    assert [entry.dictionary.bits() for entry in entries] == [6, 8, 11, 12, 15, 23]
+    assert entries[0].name == f"pca_transform_k{entries[0].k}_6bits"
+    assert {entry.dictionary.provenance["tokens"] for entry in entries} == {100}

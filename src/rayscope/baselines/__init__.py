@@ -12,6 +12,7 @@ from rayscope.baselines.catalogue import (
     pca_prefix,
     pca_split,
     pca_topk,
+    pca_transform,
     random,
     semi_nmf,
     tokens,
@@ -25,6 +26,7 @@ from rayscope.baselines.weights import svd
 
 __all__ = [
     "SiteFit", "fit_sites", "ica", "ica_split", "k_means", "k_svd", "neuron_basis",
-    "neurons", "nmf", "pca", "pca_prefix", "pca_split", "pca_topk", "random", "random_rows", "semi_nmf", "split", "svd",
+    "neurons", "nmf", "pca", "pca_prefix", "pca_split", "pca_topk", "pca_transform", "random",
+    "random_rows", "semi_nmf", "split", "svd",
     "token_means", "tokens", "weight_svd",
 ]  # fmt: skip

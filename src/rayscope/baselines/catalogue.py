@@ -13,12 +13,12 @@ from typing import Any
 from torch import Tensor
 
 from rayscope.baselines import factors, independent, kmeans, ksvd
-from rayscope.baselines.pca import pca
+from rayscope.baselines.pca import pca, transform
 from rayscope.baselines.simple import neuron_basis, random_rows
 from rayscope.baselines.split import split
 from rayscope.baselines.token_means import token_means
 from rayscope.baselines.weights import svd
-from rayscope.dictionaries import Dictionary, Linear
+from rayscope.dictionaries import Dictionary, Linear, Transform
 from rayscope.model import LanguageModel
 from rayscope.model.sites import Site
 from rayscope.streams.statistics import Moments, Sample, TokenSums
@@ -92,6 +92,11 @@ def pca_prefix(fit: SiteFit) -> Linear:
 def pca_topk(fit: SiteFit) -> Linear:
     """The k principal components with the largest |coefficients| of each vector: PCA used as a sparse code."""
     return pca(fit.moments, 1, "topk")
+
+
+def pca_transform(fit: SiteFit) -> Transform:
+    """The principal components as a transform code, bits by reverse water-filling: PCA as it is coded best."""
+    return transform(fit.moments)
 
 
 def ica(fit: SiteFit, components: int, seed: int = 0, iterations: int = 100, tolerance: float = 1e-3) -> Linear:

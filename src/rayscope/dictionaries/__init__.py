@@ -16,6 +16,7 @@ from rayscope.dictionaries.learned.token_bias import TokenBiasTopK
 from rayscope.dictionaries.linear import Linear
 from rayscope.dictionaries.loading import find, fingerprint, load
 from rayscope.dictionaries.recoding import Recoded, recoded
+from rayscope.dictionaries.transform import Transform
 
 __all__ = [
     "KINDS",
@@ -36,6 +37,7 @@ __all__ = [
     "TiedTopK",
     "TokenBiasTopK",
     "TopK",
+    "Transform",
     "find",
     "fingerprint",
     "load",

@@ -17,6 +17,9 @@ from rayscope.seeding import generator_of
 from rayscope.streams.source import Source
 from rayscope.streams.windows import read_rows
 
+BUDGET_BITS = 4  # per value, at which budgets are equal: from 3 on rays and principal components lose little to levels
+OWN_BITS = (2, 4, 8)
+
 
 @dataclass(frozen=True)
 class Baseline:
@@ -55,27 +58,31 @@ def baselines_at_equal_bits(
     learned: Iterable[Dictionary],
     headline_k: int,
     about: Mapping[str, Any],
+    value_bits: int = BUDGET_BITS,
 ) -> list[Entry]:
     """Each baseline at the least k that costs at least the bits of a learned dictionary, once at each k.
 
     The budgets are those of rays of a fixed k (of any dictionary, if there are none): the few bits by which a baseline
-    is above are its advantage. about: the provenance of what was fitted.
+    is above are its advantage. Both have `value_bits` for each value; a baseline that gives out its bits itself is
+    measured at what the rays cost with each of OWN_BITS. about: the provenance of what was fitted.
     """
-    every = sorted({(d.k, d.bits()) for d in plain_rays(learned)})
-    budgets = {"all": every, "headline": [(k, bits) for k, bits in every if k == headline_k] or every}
+    rays = plain_rays(learned)
+    budgets = {"all": rays, "headline": [d for d in rays if d.k == headline_k] or rays}
     entries = []
     for baseline in baselines:
         dictionary = baseline.fit(fit)
         if dictionary is None:
             continue
-        most = baseline.max_k or dictionary.latents
-        for k in dict.fromkeys(min(dictionary.k_of_bits(bits), most) for _, bits in budgets[baseline.budgets]):
-            at_k = dictionary.with_k(k)
+        itself = dictionary.allocation_L is not None
+        each = OWN_BITS if itself else (value_bits,)
+        every = sorted({rays.bits(value_bits=b) for rays in budgets[baseline.budgets] for b in each})
+        at = [dictionary.at_bits(bits, value_bits, baseline.max_k) for bits in every]
+        for at_k in {(d.k, d.bits()): d for d in at}.values():
             at_k.provenance = {**about, **at_k.provenance}
             seed = at_k.provenance.get("seed") if baseline.seed is None else baseline.seed
-            name = label(baseline.method, k, baseline.seed)
+            name = label(baseline.method, at_k.k, baseline.seed) + (f"_{at_k.bits():.0f}bits" if itself else "")
             family = baseline.family or baseline.method
-            entries.append(Entry(fit.site, baseline.method, role_of(at_k), k, seed, at_k, name, family=family))
+            entries.append(Entry(fit.site, baseline.method, role_of(at_k), at_k.k, seed, at_k, name, family=family))
     return entries
 
 
@@ -108,12 +115,13 @@ def compare(
     sample: int = 0,
     option: str = "baselines.fit_tokens",
     fitting: Source | None = None,
+    value_bits: int = BUDGET_BITS,
 ) -> Comparison:
     """Fits the baselines at every site of the learned dictionaries.
 
     sample: how many of the fit_tokens' vectors per site stay in memory (4 bytes x width each) for baselines that need
     them; option: what the user calls `fit_tokens`; fitting: the source of the text that they are fitted on, if it is
-    another than the one measured.
+    another than the one measured; value_bits: of each value, at which budgets are equal.
     """
     fitting = fitting or source
     sites = list(dict.fromkeys(entry.site for entry in learned))
@@ -124,7 +132,7 @@ def compare(
     for site in sites:
         here = [entry for entry in learned if entry.site == site]
         dictionaries, names = [entry.dictionary for entry in here], {entry.name for entry in here}
-        for entry in baselines_at_equal_bits(fitted[site.key], baselines, dictionaries, headline_k, about):
+        for entry in baselines_at_equal_bits(fitted[site.key], baselines, dictionaries, headline_k, about, value_bits):
             if entry.name in names:
                 raise ValueError(
                     f"{entry.name} at {site.hook} is a baseline's name too; rename the dictionary's folder"
@@ -144,8 +152,8 @@ def plain_rays(dictionaries: Iterable[Dictionary]) -> list[Dictionary]:
 
 
 def headline_budget(dictionaries: Iterable[Dictionary], headline_k: int) -> float:
-    """Bits per token of the rays (of any, if there are none) whose k is nearest to the headline."""
-    return min(plain_rays(dictionaries), key=lambda d: abs(d.k - headline_k)).bits()
+    """Bits per token, at BUDGET_BITS, of the rays (of any, if there are none) whose k is nearest to the headline."""
+    return min(plain_rays(dictionaries), key=lambda d: abs(d.k - headline_k)).bits(value_bits=BUDGET_BITS)
 
 
 def reference_codecs(compared: Comparison, rows: int = 64) -> dict[Site, dict[str, Codec]]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rayscope.dictionaries import Dictionary, Learned
+from rayscope.dictionaries.code_length import VALUE_BITS
 from rayscope.evaluation import metrics
 from rayscope.evaluation.comparison import Baseline, Comparison, compare
 from rayscope.evaluation.entry import Entry
@@ -83,7 +84,9 @@ def pareto(
         for arm, dictionary in trained.items()
     ]
     fits = [fit for method, options in baselines.items() for fit in Baseline(method, **options).for_seeds(seeds)]
-    compared = compare(source, learned, fits, first, fit_tokens, sample, setting.option("fit_tokens"))
+    compared = compare(
+        source, learned, fits, first, fit_tokens, sample, setting.option("fit_tokens"), value_bits=VALUE_BITS
+    )
     measured = measure_in_parts(
         compared, tokens=held_out, splice_tokens=splice_tokens, validation_tokens=validation_tokens
     )
