@@ -97,17 +97,28 @@ def test_every_method_is_there_with_every_seed(found):
     assert {method: set(rows["seed"].dropna()) for method, rows in coded.groupby("method")} == wanted
     assert set(coded["value_bits"]) == {8}
     learned = coded[coded["method"].isin({"rays", "directions", "frozen", "soft_frozen"})]
-    assert set(learned.groupby(["method", "seed"]).size()) == {len(SIZES["ks"])}
-    assert dict(coded[coded["method"].isin(KINDS)].groupby("method").size()) == dict.fromkeys(KINDS, 1)
+    assert set(learned.groupby(["method", "coder", "seed"]).size()) == {len(SIZES["ks"])}
+    assert set(learned["coder"]) == {"own", "omp"}
+    kinds = coded[coded["method"].isin(KINDS)].groupby(["method", "coder"]).size()
+    assert dict(kinds) == {(kind, coder): 1 for kind in KINDS for coder in ("own", "omp")}
+    assert set(coded.loc[coded["role"] == "baseline", "coder"]) == {"own"}  # OMP is theirs, or changes nothing
     gaps = table[table["gap_omp"].notna()].groupby("method").size()
     of_seeds = dict.fromkeys(["rays", "directions", "frozen", "soft_frozen"], 4)
     assert dict(gaps) == of_seeds | dict.fromkeys(KINDS, 1)
     assert table["gap_fista"].notna().sum() == 4 + len(KINDS)  # each at the least k and first seed
 
 
+def test_a_study_without_own_codes_is_refused(options, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(*options, "study.run.coders=[omp]", out=tmp_path / "run")
+    said = "study.run.coders=[omp]: add own, of which the predictions are"
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_kinds_are_measured_at_their_own_bits(found):
     _, table, _ = found
-    table = table[table["position0"] == "excluded"].set_index("method")
+    table = table[(table["position0"] == "excluded") & (table["coder"] == "own")].set_index("method")
     budgets = set(table.loc["rays", "bits"])
     assert {kind for kind in KINDS if table.loc[kind, "bits"] == min(budgets)} == {"tied_topk", "token_bias_topk"}
     assert len(table.loc["pca_topk"]) == len(budgets) == 2
@@ -117,7 +128,8 @@ def test_kinds_are_measured_at_their_own_bits(found):
 def test_observed_are_ratios_to_the_rays_of_the_same_seed(found):
     _, table, verdict = found
     table = table[table["position0"] == "excluded"]
-    sparse, best = {0: [], 1: []}, []
+    coded, table = table[(table["method"] == "rays") & (table["coder"] == "omp")], table[table["coder"] == "own"]
+    sparse, by_omp, best = {0: [], 1: []}, {0: [], 1: []}, []
     for rays in table[table["method"] == "rays"].to_dict("records"):
         there = table[table["seed"].isna() | (table["seed"] == rays["seed"])]
         near = there[
@@ -127,11 +139,14 @@ def test_observed_are_ratios_to_the_rays_of_the_same_seed(found):
         dce = theirs.groupby("method")["dce"].first()
         of = {m: v / rays["dce"] if rays["dce"] > 0 else 1000 * (v > 0) for m, v in dce.items()}
         sparse[rays["seed"]].append(of["pca_topk"])
+        again = coded[(coded["seed"] == rays["seed"]) & (coded["k"] == rays["k"])]["dce"].item()
+        by_omp[rays["seed"]].append(dce["pca_topk"] / again if again > 0 else 1000 * (dce["pca_topk"] > 0))
         if rays["k"] == 2:
             assert {"ica", "k_svd", "random", "semi_nmf", "neurons", "svd_W_in"} <= set(of)
             best.append(min(of[m] for m in of if m != "token_means"))
     observed = {name: one["observed"] for name, one in verdict["predictions"].items()}
     assert observed["sparse_pca"] == pytest.approx(sum(map(min, sparse.values())) / 2, rel=1e-3)
+    assert observed["sparse_pca_omp"] == pytest.approx(sum(map(min, by_omp.values())) / 2, rel=1e-3)
     assert observed["best_fitted"] == pytest.approx(sum(best) / 2, rel=1e-3)
 
 

@@ -222,6 +222,12 @@ def test_the_study(asked, ran, tmp_path):
     pd.testing.assert_frame_equal(table, again)
     verdict = json.loads((ran / "verdict.json").read_text())
     real = table[(table["stream"] == "real") & (table["position0"] == "excluded")]
+    by_omp = real[real["coder"] == "omp"].groupby(["site", "arm", "k", "seed"])["metric"].agg(set)
+    assert len(by_omp) == 2 * 4 * 2 * 2  # A, B, C and D
+    assert all({"fvu", "dce", "kl", "bits_entropy", "dead"} == found for found in by_omp)
+    fvu = real[real["metric"] == "fvu"].groupby(["arm", "coder"])["value"].mean().unstack().dropna()
+    assert (fvu["omp"] < fvu["own"]).all()
+    real = real[real["coder"] == "own"]
     every = real.groupby(["site", "arm", "k", "seed"])["metric"].agg(set)
     assert len(every) == 2 * 6 * 2 * 2
     assert all({"fvu", "dce", "kl", "bits_entropy", "dead", "antipodal_share"} <= found for found in every)

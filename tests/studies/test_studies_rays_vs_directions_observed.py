@@ -11,7 +11,7 @@ from rayscope.dictionaries import TopK
 from rayscope.model.sites import Site
 from rayscope.studies.arms import Arm
 from rayscope.studies.rays_vs_directions.observed import log_ratio, observe
-from rayscope.studies.rays_vs_directions.records import DIRECTIONS, RAYS, Records, world_stream
+from rayscope.studies.rays_vs_directions.records import DIRECTIONS, DIRECTIONS_2M, RAYS, RAYS_M, Records, world_stream
 
 RESIDUAL, NEXT = Site("blocks.0.hook_resid_post", 4, 0), Site("blocks.1.hook_resid_post", 4, 1)
 MLP = Site("blocks.0.mlp.hook_post", 4, 0)
@@ -46,9 +46,9 @@ def hand_made() -> Records:
     """Every draw is its value, so that an interval is that of the two seeds."""
     records, any_of_them = Records(), TopK(4, 8, 2)
 
-    def add(stream, site, arm, k, seed, metric, value, drawn=True):
+    def add(stream, site, arm, k, seed, metric, value, drawn=True, coder="own"):
         draws_B = torch.full((400,), value, dtype=torch.float64) if drawn else None
-        records.add(stream, site, Arm(arm, k, seed), any_of_them, metric, value, draws_B, tokens=1)
+        records.add(stream, site, Arm(arm, k, seed), any_of_them, metric, value, draws_B, tokens=1, coder=coder)
 
     for site in SITES:
         for seed in SEEDS:
@@ -57,6 +57,12 @@ def hand_made() -> Records:
                 for arm, value in zip((DIRECTIONS, RAYS), DCE[site][seed][i], strict=True):
                     add("real", site, arm, k, seed, "dce", value)
                     add("real", site, arm, k, seed, "fvu", 0.5)  # is not asked
+                lines, rays = DCE[site][seed][i]
+                for arm, value in ((RAYS_M, 2 * lines), (DIRECTIONS_2M, rays / 2)):
+                    add("real", site, arm, k, seed, "dce", value)
+                coded = {DIRECTIONS: rays, RAYS: lines, RAYS_M: 3 * rays, DIRECTIONS_2M: lines / 4}  # as if swapped
+                for arm, value in coded.items():
+                    add("real", site, arm, k, seed, "dce", value, coder="omp")
                 for metric, value in zip(("shared_context", "shared_context_null"), SHARED[site][seed][i], strict=True):
                     add("real", site, DIRECTIONS, k, seed, metric, value, drawn=False)
             add("sign_flip", site, DIRECTIONS, 2, seed, "bipolar_share", FLIPPED_SHARE[site][seed])
@@ -94,6 +100,12 @@ def test_every_number_by_hand():
         # 2, 1/2, 8 and 2 have the geometric mean 2; 16, 4, 8 and 8 have 8: what directions cost more than rays
         "dce_ratio_residual": ratios_apart(2, 8),
         "dce_ratio_mlp": ratios_apart(1 / 2, 1 / 4),  # 1/4 and 1; 1/2 and 1/8
+        "dce_ratio_residual_omp": ratios_apart(1 / 2, 1 / 8),
+        "dce_ratio_mlp_omp": ratios_apart(2, 4),
+        "dce_ratio_m": (2, 2, 2),
+        "dce_ratio_2m": (1 / 2, 1 / 2, 1 / 2),
+        "dce_ratio_m_omp": (3, 3, 3),
+        "dce_ratio_2m_omp": (1 / 4, 1 / 4, 1 / 4),
         "flipped_fvu_ratio": ratios_apart(2, 4),  # 2, 8 and 1/2; 4, 4 and 4: what rays leave more than directions
         "shared_context": apart(0.3, 0.1),  # .4, .2, .3 and three cells without a number; six of .1
         # of .5 either seed is .1 off, on either side; of 0 one is, by .14, which reaches further
@@ -122,7 +134,7 @@ def test_draws_without_a_logarithm_go_to_their_bound_and_values_are_no_number():
     torch.testing.assert_close(log_ratio(top, below).exp(), expected, equal_nan=True)
 
     records = hand_made()
-    rays, directions = (records.drawn["real", MLP.hook, Arm(arm, 2, 0), "dce"] for arm in (RAYS, DIRECTIONS))
+    rays, directions = (records.drawn["real", MLP.hook, Arm(arm, 2, 0), "dce", "own"] for arm in (RAYS, DIRECTIONS))
     rays[1:21] = -0.001  # 20 draws of 400, of which 10 are beyond the upper end
     assert observed(records, seeds=(0,))["dce_ratio_mlp"] == pytest.approx((0.5, 0.5, 1000**0.5))  # k 4: 1
     directions[1:21] = -0.001

@@ -18,8 +18,10 @@ BAND = ("random", "frozen")  # directions that know nothing of the data
 
 
 def figure(table: pd.DataFrame) -> str:
-    """Position 0 left out: a row per site, a line per method (the mean over seeds), the BAND shaded."""
+    """Position 0 left out: a row per site, a line per method and coder (the mean over seeds), the BAND shaded."""
     coded = table[table["position0"] == "excluded"].dropna(subset=["bits"])
+    by_coder = coded["method"] + " by " + coded["coder"]
+    coded = coded.assign(method=coded["method"].where(coded["coder"] == "own", by_coder))
     curves = coded.groupby(["site", "method", "role", "k"], sort=False)[["bits", *METRICS]].mean().reset_index()
     in_band = curves["method"].isin(BAND)
     looks = looks_of(curves[~in_band])

@@ -25,13 +25,16 @@ class Ratios:
         """[1 + B]: of all documents, then of each draw."""
         return self.measured.statistics(entry)["dce"](self.weights_BG)
 
-    def least(self, methods: Sequence[str], ks: Iterable[int], seed: int) -> tuple[float, Tensor]:
-        """(value, [B]): the least over sites, ks and methods, of baselines fitted with the seed of the rays."""
+    def least(self, methods: Sequence[str], ks: Iterable[int], seed: int, coder: str = "own") -> tuple[float, Tensor]:
+        """(value, [B]): the least over sites, ks and methods, of baselines fitted with the seed of the rays.
+
+        coder: of the rays; baselines have their own.
+        """
         ratios = []
         for rays in self.entries:
-            if rays.method != "rays" or rays.k is None or rays.k not in ks or rays.seed != seed:
+            if (rays.method, rays.coder, rays.seed) != ("rays", coder, seed) or rays.k is None or rays.k not in ks:
                 continue
-            here = [entry for entry in self.entries if entry.site == rays.site]
+            here = [entry for entry in self.entries if entry.site == rays.site and entry.coder == "own"]
             rivals = [at_bits(here, method, rays.dictionary.bits(), seed) for method in methods]
             ratios += [ratio(self.dce(rival), self.dce(rays)) for rival in rivals if rival]
         if not ratios:

@@ -3,6 +3,7 @@
 B bootstrap draws.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -19,19 +20,20 @@ from rayscope.evaluation.comparison import Baseline, Comparison, compare
 from rayscope.evaluation.entry import Entry
 from rayscope.evaluation.measurement import Measurement
 from rayscope.evaluation.meter import SiteSums
+from rayscope.evaluation.recoding import OWN, check_coders, under
 from rayscope.model.sites import Site
 from rayscope.pipeline import measure_compared
 from rayscope.streams.positions import VIEWS
 from rayscope.studies.arms import Arm, groups, lent, parts, train_arms
-from rayscope.studies.intervals import over_seeds, resamples
+from rayscope.studies.intervals import Observed, over_seeds, resamples
 from rayscope.studies.pareto.amortisation import amortisation
 from rayscope.studies.pareto.figure import figure
 from rayscope.studies.pareto.ratios import Ratios
 from rayscope.studies.study import Findings, Setting
 
 COLUMNS = [
-    "site", "method", "family", "position0", "role", "k", "value_bits", "latents", "seed", "bits", "bits_entropy",
-    "fvu", "fvu_low", "fvu_high", "dce", "dce_low", "dce_high", "kl", "kl_low", "kl_high", "l0", "dead",
+    "site", "method", "coder", "family", "position0", "role", "k", "value_bits", "latents", "seed", "bits",
+    "bits_entropy", "fvu", "fvu_low", "fvu_high", "dce", "dce_low", "dce_high", "kl", "kl_low", "kl_high", "l0", "dead",
     "gap_omp", "gap_fista", "tokens", "splice_tokens", "gap_tokens", "trained_tokens",
 ]  # fmt: skip
 DRAWS = 1000
@@ -44,6 +46,7 @@ def pareto(
     controls: dict[str, Callable[..., Learned]],
     kinds: dict[str, Callable[..., Learned]],
     baselines: dict[str, dict[str, Any]],
+    coders: list[str],
     ks: list[int],
     latents: int,
     tokens: int,
@@ -58,13 +61,19 @@ def pareto(
     """arms and controls are trained at every k and seed, kinds at the least k with the first seed, baselines whose fit
     takes a `seed` are fitted for each; "rays" and "pca_topk" must be there.
 
+    Each is measured under every coder (see `under`); own must be among them.
+
     gap_omp, gap_fista: the amortisation gap, the FVU of the dictionary's own codes less that of the coder's on its
     directions, on the first gap_tokens test vectors and without quantisation; FISTA for the least k and first seed
     alone.
 
     Observes ratios of dCE at equal bits to the rays', each the least over sites: `sparse_pca`, that of pca_topk, over k
-    too; `token_means` and `best_fitted` (the best of all other baselines) at the least k.
+    too; `token_means` and `best_fitted` (the best of all other baselines) at the least k. `sparse_pca_omp` is the first
+    of rays coded by OMP, NaN if that is not among the coders.
     """
+    check_coders(coders, "study.run.coders")
+    if OWN not in coders:
+        raise ValueError(f"study.run.coders=[{','.join(coders)}]: add {OWN}, of which the predictions are")
     setting.check_list("ks", ks, [8, 16])
     seeds, first = setting.seeds, min(ks)
     source, sites = setting.source, setting.sites
@@ -87,6 +96,7 @@ def pareto(
     compared = compare(
         source, learned, fits, first, fit_tokens, sample, setting.option("fit_tokens"), value_bits=VALUE_BITS
     )
+    compared = replace(compared, entries=under(compared.entries, coders))
     measured = measure_in_parts(
         compared, tokens=held_out, splice_tokens=splice_tokens, validation_tokens=validation_tokens
     )
@@ -99,7 +109,9 @@ def pareto(
         "token_means": over_seeds([ratios.least(["token_means"], [first], seed) for seed in seeds]),
         "best_fitted": over_seeds([ratios.least(others, [first], seed) for seed in seeds]),
     }
-    return Findings(table, observed, figure(table))
+    if "omp" in coders:
+        observed["sparse_pca_omp"] = over_seeds([ratios.least(["pca_topk"], ks, seed, "omp") for seed in seeds])
+    return Findings(table, {"sparse_pca_omp": Observed.exactly(math.nan), **observed}, figure(table))
 
 
 def train(
@@ -157,7 +169,8 @@ def table_of(measured: Measurement, gaps: Mapping[Entry, dict[str, float]]) -> p
 def row_of(measured: Measurement, entry: Entry, position0: str, weights_BG: Tensor) -> dict[str, Any]:
     meter, statistics = measured.meter(entry), measured.statistics(entry, position0)
     ones = torch.ones(1, measured.documents, dtype=torch.float64)
-    row: dict[str, Any] = {"site": entry.site.hook, "method": entry.method, "family": entry.family}
+    row: dict[str, Any] = {"site": entry.site.hook, "method": entry.method, "coder": entry.coder}
+    row |= {"family": entry.family}
     row |= {
         "position0": position0,
         "role": entry.role,

@@ -16,14 +16,18 @@ def figure(records: Records, k: int, seed: int) -> str:
     """A row per site: dCE and FVU against bits, and polarity against density of the DIRECTIONS' latents (k, seed)."""
     table = records.table()
     real = table[(table["stream"] == "real") & (table["position0"] == "excluded")]
+    real = real.assign(arm=real["arm"].where(real["coder"] == "own", real["arm"] + " by " + real["coder"]))
     hooks = list(dict.fromkeys(real["site"]))
     with panels(3 * len(hooks), 2.8, columns=3) as (axes, svg):
         for row, hook in enumerate(hooks):
             for one, metric in zip(axes[3 * row :], ("dce", "fvu"), strict=False):
                 here = real[(real["site"] == hook) & (real["metric"] == metric)]
-                for (arm, group), colour, marker in zip(here.groupby("arm"), SHADES, MARKERS, strict=False):
+                arms = [arm for arm in sorted(set(here["arm"])) if " by " not in arm]
+                for arm, group in here.groupby("arm"):
+                    place, line = arms.index(str(arm).partition(" by ")[0]), "--" if " by " in str(arm) else "-"
                     mean = group.groupby("k")[["bits", "value"]].mean()
-                    one.plot(mean["bits"], mean["value"], marker + "-", color=colour, label=str(arm))
+                    look = {"color": SHADES[place], "marker": MARKERS[place], "ls": line, "label": str(arm)}
+                    one.plot(mean["bits"], mean["value"], **look)
                 log_axis(one, "x", "bits per token")
                 one.set_ylabel({"dce": "dCE, nats", "fvu": "FVU"}[metric])
                 one.set_title(label(hook))

@@ -35,7 +35,7 @@ def evaluation(records: Records, stream: str, measured: Measurement, entries: Se
         assert entry.k is not None
         assert entry.seed is not None
         arm = Arm(entry.method, entry.k, entry.seed)
-        add = partial(records.add, stream, entry.site, arm, entry.dictionary)
+        add = partial(records.add, stream, entry.site, arm, entry.dictionary, coder=entry.coder)
         for view in VIEWS:
             statistics = measured.statistics(entry, view)
             for metric in ("fvu", "dce", "kl", "bits_entropy"):

@@ -14,9 +14,11 @@ from rayscope.model.sites import Site
 from rayscope.studies.arms import Arm
 from rayscope.studies.intervals import Observed, over_seeds
 from rayscope.studies.pareto.ratios import LARGEST
-from rayscope.studies.rays_vs_directions.records import DIRECTIONS, RAYS, Records, world_stream
+from rayscope.studies.rays_vs_directions.records import DIRECTIONS, DIRECTIONS_2M, RAYS, RAYS_M, Records, world_stream
 
 DRAWS = 1000
+CODED = {"": "own", "_omp": "omp"}  # by the ends of predictions' names
+AS_MANY = {"dce_ratio_m": (RAYS_M, DIRECTIONS), "dce_ratio_2m": (DIRECTIONS_2M, RAYS)}  # directions of either sign
 NOTHING = Observed.exactly(float("nan"))
 
 
@@ -31,8 +33,14 @@ def observe(
         "sign_flip": of.seedwise(lambda seed: of.bipolar_share("sign_flip", hooks, [null_k], seed).amin(0)),
         "bipolar_share": of.seedwise(lambda seed: of.bipolar_share("real", hooks, ks, seed).amax(0)),
         **{
-            f"dce_ratio_{part}": of.ratio("real", DIRECTIONS, RAYS, "dce", there, ks)
+            f"dce_ratio_{part}{end}": of.ratio("real", DIRECTIONS, RAYS, "dce", there, ks, coder)
+            for end, coder in CODED.items()
             for part, there in hooks_of.items()
+        },
+        **{
+            f"{name}{end}": of.ratio("real", top, below, "dce", hooks, ks, coder)
+            for end, coder in CODED.items()
+            for name, (top, below) in AS_MANY.items()
         },
         "flipped_fvu_ratio": of.ratio("sign_flip", RAYS, DIRECTIONS, "fvu", hooks, [null_k]),
         "shared_context": of.shared_context(hooks, ks),
@@ -44,9 +52,9 @@ class Observer:
     records: Records
     seeds: Sequence[int]
 
-    def drawn(self, stream: str, hook: str, arm: str, k: int, seed: int, metric: str) -> Tensor:
+    def drawn(self, stream: str, hook: str, arm: str, k: int, seed: int, metric: str, coder: str = "own") -> Tensor:
         """[1 + B]: the value, and its draws."""
-        return self.records.drawn[stream, hook, Arm(arm, k, seed), metric]
+        return self.records.drawn[stream, hook, Arm(arm, k, seed), metric, coder]
 
     def seedwise(self, of: Callable[[int], Tensor]) -> Observed:
         """of: a seed's [1 + B]."""
@@ -61,13 +69,15 @@ class Observer:
             ]
         )
 
-    def ratio(self, stream: str, top: str, below: str, metric: str, hooks: list[str], ks: list[int]) -> Observed:
+    def ratio(
+        self, stream: str, top: str, below: str, metric: str, hooks: list[str], ks: list[int], coder: str = "own"
+    ) -> Observed:
         """Geometric mean over hooks and ks; NaN if there are none, or if a value (not a draw) is not above 0."""
         if not hooks:
             return NOTHING
         top_SCB, below_SCB = (
             torch.stack([
-                torch.stack([self.drawn(stream, h, arm, k, seed, metric) for h in hooks for k in ks])
+                torch.stack([self.drawn(stream, h, arm, k, seed, metric, coder) for h in hooks for k in ks])
                 for seed in self.seeds
             ])
             for arm in (top, below)
@@ -83,7 +93,7 @@ class Observer:
         for share in bipolar:
             off = {
                 arm.seed: (found - share).abs()
-                for (stream, _, arm, metric), found in self.records.drawn.items()
+                for (stream, _, arm, metric, _), found in self.records.drawn.items()
                 if (stream, metric) == (world_stream(share), "bipolar_share")
             }
             found = self.seedwise(off.__getitem__)
@@ -99,7 +109,9 @@ class Observer:
         of_seeds = []
         for seed in self.seeds:
             each = [
-                [self.records.value("real", h, Arm(DIRECTIONS, k, seed), m) for m in metrics] for h in hooks for k in ks
+                [self.records.value("real", h, Arm(DIRECTIONS, k, seed), m, "own") for m in metrics]
+                for h in hooks
+                for k in ks
             ]
             shared_C, null_C = torch.tensor(each, dtype=torch.float64).unbind(1)
             of_seeds.append((shared_C - null_C).nanmean())

@@ -20,8 +20,9 @@ from rayscope.studies.arms import Arm
 from rayscope.studies.rays_vs_directions.polarity import Polarity
 
 RAYS, DIRECTIONS = "A_rays_2m", "B_directions_m"  # which cost the same bits
+RAYS_M, DIRECTIONS_2M = "C_rays_m", "D_directions_2m"  # as many as the others, for fewer and for more bits
 COLUMNS = [
-    "stream", "site", "arm", "k", "latents", "bits", "bits_over_A", "seed", "metric", "value", "low", "high",
+    "stream", "site", "arm", "coder", "k", "latents", "bits", "bits_over_A", "seed", "metric", "value", "low", "high",
     "position0", "tokens", "trained_tokens", "value_bits",
 ]  # fmt: skip
 QUANTISED = ("fvu", "dce", "kl")
@@ -33,7 +34,8 @@ def world_stream(share: float) -> str:
 
 
 class Records:
-    """Rows, and [1 + B] the value and draws of what is drawn, by (stream, hook, arm, metric), position 0 left out.
+    """Rows, and [1 + B] the value and draws of what is drawn, by (stream, hook, arm, metric, coder), position 0 left
+    out.
 
     bits_over_A: over the bits of RAYS at the same k.
     """
@@ -56,12 +58,14 @@ class Records:
         *,
         tokens: int,
         position0: str = "excluded",
+        coder: str = "own",
     ) -> None:
         row = {"stream": stream, "site": site.hook, "metric": metric, "value": value, "position0": position0}
-        row |= {"arm": arm.method, "k": arm.k, "seed": arm.seed, "latents": dictionary.latents, "tokens": tokens}
+        row |= {"arm": arm.method, "coder": coder, "k": arm.k, "seed": arm.seed}
+        row |= {"latents": dictionary.latents, "tokens": tokens}
         row |= {"bits": dictionary.bits(), "trained_tokens": dictionary.provenance.get("tokens")}
         row |= {"value_bits": VALUE_BITS if metric in QUANTISED else None}
-        key: tuple[Hashable, ...] = (stream, site.hook, arm, metric)
+        key: tuple[Hashable, ...] = (stream, site.hook, arm, metric, coder)
         if position0 == "excluded":
             self.values[key] = value
         if draws_B is not None:

@@ -1,12 +1,14 @@
 """Rays or directions? Half-lines and lines at equal bits, on real activations, mirrored ones, and planted worlds."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from typing import Any
 
 from rayscope.dictionaries import AbsTopK, BottleneckTopK, Learned, TiedTopK, TopK
 from rayscope.evaluation.comparison import compare
+from rayscope.evaluation.recoding import under
 from rayscope.pipeline import measure_compared
 from rayscope.streams.planted import World
 from rayscope.streams.sign_flip import SignFlip
@@ -15,8 +17,10 @@ from rayscope.studies.arms import Arm, train_arms
 from rayscope.studies.rays_vs_directions.figure import figure
 from rayscope.studies.rays_vs_directions.measures import evaluation, on_world, polarities, reconstructions
 from rayscope.studies.rays_vs_directions.observed import observe
-from rayscope.studies.rays_vs_directions.records import DIRECTIONS, RAYS, Records
+from rayscope.studies.rays_vs_directions.records import DIRECTIONS, DIRECTIONS_2M, RAYS, RAYS_M, Records
 from rayscope.studies.study import Findings, Setting
+
+BY_OMP = (RAYS, DIRECTIONS, RAYS_M, DIRECTIONS_2M)  # measured under OMP too
 
 
 def makers(m: int, rank: int) -> dict[str, Callable[..., Learned]]:
@@ -28,8 +32,8 @@ def makers(m: int, rank: int) -> dict[str, Callable[..., Learned]]:
     return {
         RAYS: partial(TopK, latents=2 * m, **paired),
         DIRECTIONS: partial(AbsTopK, latents=m, **paired),
-        "C_rays_m": partial(TopK, latents=m, **paired),
-        "D_directions_2m": partial(AbsTopK, latents=2 * m, **paired),
+        RAYS_M: partial(TopK, latents=m, **paired),
+        DIRECTIONS_2M: partial(AbsTopK, latents=2 * m, **paired),
         "E_tied_2m": partial(TiedTopK, latents=2 * m, **paired),
         "F_rays_2m_and_dense": partial(BottleneckTopK, latents=2 * m + rank, rank=rank, **paired),
     }
@@ -64,6 +68,8 @@ def rays_vs_directions(
     bipolar_share: the largest of all sites, of the directions, a mean over ks;
     dce_ratio_residual, dce_ratio_mlp: geometric means over such sites and ks of dCE(directions) / dCE(rays), a draw in
         which either costs nothing at the bound (see `log_ratio`);
+    dce_ratio_m, dce_ratio_2m: those, over all sites, of m rays to m directions, and of 2m directions to 2m rays;
+    dce_ratio_residual_omp and so on: the same four where OMP codes both sides;
     flipped_fvu_ratio: that of FVU(rays) / FVU(directions) on flipped activations;
     shared_context: shared - null of the directions (see `Ends`), a mean over the sites and ks that have one, its
         interval over seeds alone.
@@ -94,10 +100,12 @@ def rays_vs_directions(
     learned = train_arms(folder / "real", stream, validation, arms, about=about)
     entries = [arm.entry(site, dictionary) for site, trained in learned.items() for arm, dictionary in trained.items()]
     compared = compare(source, entries, [], null_k, fit_tokens, option="study.run.fit_tokens")
+    by_omp = under([entry for entry in entries if entry.method in BY_OMP], ["omp"])
+    compared = replace(compared, entries=[*entries, *by_omp])
     measured = measure_compared(
         compared, tokens=test_tokens, splice_tokens=splice_tokens, validation_tokens=validation_tokens
     )
-    evaluation(records, "real", measured, entries)
+    evaluation(records, "real", measured, compared.entries)
     polarities(records, "real", learned, Batch.join(test))
 
     means = {key: fit.mean_D for key, fit in compared.fitted.items()}
