@@ -83,7 +83,7 @@ def evaluate(config: DictConfig, folder: Path, loggers: Sequence[Any], compared:
         pipeline.evaluate_dictionaries(compared, folder, **config.evaluation)
     table = read_file(folder / "evaluation.csv")
     log_evaluation(loggers, table)
-    print_summary(table, stdout())
+    print_summary(table, stdout(), read_file(folder / "encode_seconds.csv"))
 
 
 def features(config: DictConfig, folder: Path, compared: Any = None) -> None:

@@ -24,14 +24,13 @@ from rayscope.report.features import MEANING, by_site
 from rayscope.report.inputs import FILES, read
 from rayscope.report.latents import contexts
 from rayscope.report.metrics import METRICS
+from rayscope.report.readings import readings, seconds_said, with_seconds
 from rayscope.report.studies import finished
 from rayscope.report.tables import (
     COLUMNS,
     ROLES,
-    at_k,
     documents_said,
     headline_bits,
-    headline_k,
     points,
     rows,
     seeds_said,
@@ -59,7 +58,7 @@ def build(run: Path, studies: Path | None = None) -> Path:
     if not found and not (studies and real(studies).is_relative_to(real(run))):
         raise ValueError(nothing_in(run))
     evaluation = found.get("evaluation.csv", pd.DataFrame(columns=COLUMNS))
-    table = rows(evaluation)
+    table, every = rows(evaluation), with_seconds(points(evaluation), found.get("encode_seconds.csv"))
     ran = what_was_run(found, table)
     try:
         latents = contexts(found)
@@ -89,10 +88,10 @@ def build(run: Path, studies: Path | None = None) -> Path:
         config=found.get("config.yaml", "").splitlines(),
         missing=missing,
         metrics=list(METRICS.values()),
-        sites=sites(evaluation, table),
+        sites=sites(evaluation, table, every),
         read=[METRICS[name] for name in READ],
         elsewhere=elsewhere_tables(found),
-        figures=drawings(found, table),
+        figures=drawings(found, table, every),
         features=by_site(found["token_features.csv"]) if "token_features.csv" in found else [],
         meaning=MEANING,
         contexts=latents,
@@ -163,26 +162,26 @@ def flat(value: Any, name: str = "") -> list[tuple[str, str]]:
     return [(name, str(value))]
 
 
-def sites(evaluation: pd.DataFrame, table: pd.DataFrame) -> list[dict]:
+def sites(evaluation: pd.DataFrame, table: pd.DataFrame, every: pd.DataFrame) -> list[dict]:
     """What the template shows of each site."""
-    k, rate = headline_k(table), headline_bits(table)
+    rate = headline_bits(every)
     found = []
     for site in dict.fromkeys(table["site"]):
         here, this = table[table["site"] == site], evaluation[evaluation["site"] == site]
         excluded, included = here[here["position0"] == "excluded"], here[here["position0"] == "included"]
-        judged = verdicts(points(this), rate)
+        measured = every[every["site"] == site]
+        judged = verdicts(measured, rate)
         rays = [verdict for verdict in judged if verdict.role == "rays" and verdict.position0 == "excluded"]
         found.append(
             {
                 "name": site,
-                "k": f"{k:.0f}",
                 "rate": METRICS["bits"].show(rate),
                 "answers": [f"{who}: {answer(of)}" for who, of in by_method(rays).items()] or [answer(rays)],
                 "unlike": unlike_said(this),
                 "verdicts": pairs(rays, rate),
                 "all": pairs([v for v in judged if v.role != "rays" and v.position0 == "excluded"], rate),
                 "included_verdicts": pairs([v for v in judged if v.position0 == "included"], rate),
-                "headline": cells(at_k(excluded, k)),
+                "readings": reading_lines(measured[measured["position0"] == "excluded"], rate),
                 "excluded": cells(excluded),
                 "included": cells(included),
             }
@@ -203,6 +202,24 @@ def elsewhere_tables(found: dict[str, Any]) -> dict[str, Any]:
         "metrics": [METRICS[name] for name in SHOWN],
         "texts": texts_said(found["evaluation_elsewhere.csv"]),
     }
+
+
+def reading_lines(points: pd.DataFrame, rate: float) -> list[dict]:
+    """Groups by role of what the template shows of each method at one rate."""
+    found = readings(points, rate)
+    groups = []
+    for role, here in found.groupby("role", sort=False):
+        lines = []
+        for row in here.to_dict("records"):
+            line = {"name": said(row["method"], row["coder"]), "bits": METRICS["bits"].show(row["bits"]), "cells": []}
+            line |= {"l0": METRICS["l0"].show(row["l0"]), "seconds": seconds_said(row["seconds_per_1000"])}
+            for metric in READ:
+                show, low, high = METRICS[metric].show, row[f"{metric}_low"], row[f"{metric}_high"]
+                interval = f"{show(low)} to {show(high)}" if low < high else ""
+                line["cells"].append({"text": show(row[metric]), "interval": interval})
+            lines.append(line)
+        groups.append({"role": role, "heading": ROLES[str(role)], "rows": lines})
+    return groups
 
 
 def cells(table: pd.DataFrame) -> list[dict]:
@@ -246,7 +263,7 @@ def pairs(found: Sequence[Verdict], rate: float) -> list[dict]:
     return list(lines.values())
 
 
-def drawings(found: dict[str, Any], table: pd.DataFrame) -> dict[str, str]:
+def drawings(found: dict[str, Any], table: pd.DataFrame, every: pd.DataFrame) -> dict[str, str]:
     """{name: data URI} of every figure with something to draw. Inside an image no SVG can act on the page."""
     features, density, training = (
         found.get(f"{name}.csv") for name in ("token_features", "latent_density", "training")
@@ -257,7 +274,7 @@ def drawings(found: dict[str, Any], table: pd.DataFrame) -> dict[str, str]:
     look = figures.styles(pd.concat([one for one in methods if len(one)] or methods[:1]))
     made = {}
     for position0 in ("excluded", "included"):
-        part = table[table["position0"] == position0]
+        part = every[every["position0"] == position0]
         made |= {
             f"{metric}_{position0}": figures.bits_figure(part, metric, look) for metric in ("fvu", "dce") if len(part)
         }

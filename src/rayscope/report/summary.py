@@ -3,8 +3,6 @@
 # pandas' annotations call df[...] a union of everything, so these are off in this file.
 # pyright: reportArgumentType=false
 
-import math
-
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
@@ -12,63 +10,59 @@ from rich.text import Text
 
 from rayscope.escapes import visible
 from rayscope.report.metrics import METRICS
+from rayscope.report.readings import readings, seconds_said, with_seconds
 from rayscope.report.tables import (
     ROLES,
-    at_k,
     documents_said,
     headline_bits,
-    headline_k,
     points,
-    rows,
     seeds_said,
     values_said,
 )
 from rayscope.report.texts import texts_said, unlike_said
-from rayscope.report.verdicts import answer, by_method, sentence, verdicts
+from rayscope.report.verdicts import READ, answer, by_method, said, sentence, verdicts
 
 PRIMARY = "dce"
 
 
-def summary_table(evaluation: pd.DataFrame, site: str, k: float | None = None, position0: str = "excluded") -> Table:
-    """Nulls on top, ours below, at the headline k; bits alongside FVU and dCE with 95% intervals."""
-    table = rows(evaluation)
-    table = table[(table["site"] == site) & (table["position0"] == position0)]
-    table = at_k(table, headline_k(table) if k is None else k)
+def summary_table(points: pd.DataFrame, site: str, rate: float, position0: str = "excluded") -> Table:
+    """Every method under every coder at one rate, nulls on top, ours below: bits, FVU and dCE with 95% intervals."""
+    here = points[(points["site"] == site) & (points["position0"] == position0)]
     shown = Table(
-        title=Text(visible(f"{site}, position 0 {position0}")),
+        title=Text(visible(f"{site}, position 0 {position0}, at {METRICS['bits'].show(rate) or 'no'} bits per token")),
         title_justify="left",
         box=None,
         padding=(0, 1, 0, 0),
         show_edge=False,
     )
-    shown.add_column("dictionary", overflow="fold")
-    for heading in ("k", "L0", "bits", "FVU", "95%", "dCE nats", "95%"):
+    shown.add_column("method", overflow="fold")
+    for heading in ("L0", "bits", "FVU", "95%", "dCE nats", "95%", "s/1,000"):
         shown.add_column(heading, justify="right", no_wrap=True, style="dim" if heading == "95%" else None)
     previous = None
-    for row in table.to_dict("records"):
+    for row in readings(here, rate).to_dict("records"):
         if row["role"] != previous:
             shown.add_row(Text(ROLES[row["role"]], style="italic dim"))
-        cells = [
-            Text(f"  {visible(row['dictionary'])}"),
-            "" if math.isnan(row["k"]) else f"{row['k']:.0f}",
-            METRICS["l0"].show(row["l0"]),
-            METRICS["bits"].show(row["bits"]),
-        ]
-        for name in ("fvu", "dce"):
+        cells = [Text(f"  {visible(said(row['method'], row['coder']))}")]
+        cells += [METRICS[name].show(row[name]) for name in ("l0", "bits")]
+        for name in READ:
             low, high = METRICS[name].show(row[f"{name}_low"]), METRICS[name].show(row[f"{name}_high"])
             cells += [METRICS[name].show(row[name]), f"{low} {high}".strip()]
+        cells.append(seconds_said(row["seconds_per_1000"]))
         shown.add_row(*cells, style="bold" if row["role"] == "rays" else None)
         previous = row["role"]
     return shown
 
 
-def print_summary(evaluation: pd.DataFrame, console: Console, k: float | None = None) -> None:
-    """The table that matters for each site, and at which rates rays beat the best of each family there."""
-    table, unlike = rows(evaluation), unlike_said(evaluation)
-    headline, rate = headline_k(table) if k is None else k, headline_bits(table)
+def print_summary(evaluation: pd.DataFrame, console: Console, seconds: pd.DataFrame | None = None) -> None:
+    """The table that matters for each site, and at which rates rays beat the best of each family there.
+
+    seconds: what encoding takes (encode_seconds.csv), if it was measured.
+    """
+    table, unlike = with_seconds(points(evaluation), seconds), unlike_said(evaluation)
+    rate = headline_bits(table)
     for site in dict.fromkeys(evaluation["site"]):
-        console.print(summary_table(evaluation, site, headline))
-        judged = verdicts(points(evaluation[evaluation["site"] == site]), rate)
+        console.print(summary_table(table, site, rate))
+        judged = verdicts(table[table["site"] == site], rate)
         rays = [verdict for verdict in judged if verdict.role == "rays" and verdict.position0 == "excluded"]
         console.print(Text(f"Do rays beat the best of each family here? {visible(unlike)}", style="bold"))
         for who, found in by_method(rays).items() or [("", rays)]:
@@ -79,7 +73,7 @@ def print_summary(evaluation: pd.DataFrame, console: Console, k: float | None = 
         console.print()
     words = (
         "FVU: fraction of variance unexplained. dCE: rise of the loss, nats/token. Lower is better. "
-        "bits: a token's code. Verdicts are read on fronts over the rates that both sides have."
+        "bits: a token's code. Each method is read on its front over k and bits per value."
     )
     console.print(Text(f"{words} {values_said(evaluation)} {seeds_said(evaluation)}."))
     if documents := documents_said(evaluation):

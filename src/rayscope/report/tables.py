@@ -23,35 +23,50 @@ ROLES = {
     "rays": "Learned rays (never negative)",
 }
 LEARNED = ("rays", "directions")  # without side information
+VALUE_BITS = 4  # of a value where methods are shown at one rate: more change FVU little
 
 
 def rows(evaluation: pd.DataFrame) -> pd.DataFrame:
     """One row for each site, dictionary, k and position0, at its most bits per value: references on top, learned below.
 
-    Columns: KEYS, seeds, tokens, trained_tokens, value_bits, and metric, metric_low, metric_high and
-    metric_documents (NaN in a table that was made before they were counted) of every metric. Several seeds become their
-    mean, an interval that covers all of theirs, and their fewest documents. Test rows alone, if there are any.
+    Columns: KEYS, value_bits, seeds, tokens, trained_tokens, and metric, metric_low, metric_high and metric_documents
+    (NaN in a table that was made before they were counted) of every metric. Several seeds become their mean, an
+    interval that covers all of theirs, and their fewest documents. Test rows alone, if there are any.
     """
+    evaluation = checked(evaluation)
+    most = most_bits(evaluation)
+    table = summed_up(most, KEYS)
+    groups = most.groupby(KEYS, dropna=False, sort=False)
+    table["value_bits"] = groups["value_bits"].max().to_numpy()
+    return in_order(table)
+
+
+def checked(evaluation: pd.DataFrame) -> pd.DataFrame:
+    """Its test rows, if there are any. Raises ValueError if a column is missing."""
     if "documents" not in evaluation:
         evaluation = evaluation.assign(documents=math.nan)
     missing = [column for column in COLUMNS if column not in evaluation]
     if missing:
         raise ValueError(f"the evaluation has no column {missing[0]!r}; its columns should be {', '.join(COLUMNS)}")
-    if (evaluation["split"] == "test").any():
-        evaluation = evaluation[evaluation["split"] == "test"]
-    evaluation = most_bits(evaluation)
-    groups = evaluation.groupby(KEYS, dropna=False, sort=False)
+    test = evaluation["split"] == "test"
+    return evaluation[test] if test.any() else evaluation
+
+
+def summed_up(evaluation: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """A row for each combination of the keys, with the columns of `rows`."""
+    groups = evaluation.groupby(keys, dropna=False, sort=False)
     row = groups.ngroup()
     table = groups.agg(
-        seeds=("seed", "nunique"),
-        tokens=("tokens", "max"),
-        trained_tokens=("trained_tokens", "max"),
-        value_bits=("value_bits", "max"),
+        seeds=("seed", "nunique"), tokens=("tokens", "max"), trained_tokens=("trained_tokens", "max")
     ).reset_index()
     for column, how in (("value", "mean"), ("low", "min"), ("high", "max"), ("documents", "min")):
         values = pd.to_numeric(evaluation[column]).groupby([row, evaluation["metric"]]).agg(how).unstack()
         for name in METRICS:
             table[name if column == "value" else f"{name}_{column}"] = values.get(name, np.nan)
+    return table
+
+
+def in_order(table: pd.DataFrame) -> pd.DataFrame:
     order = {name: i for i, name in enumerate(dict.fromkeys(table["method"]))}
     ranks = table.assign(role=table["role"].map(list(ROLES).index), method=table["method"].map(order))
     ranks = ranks.sort_values(["site", "position0", "role", "method", "latents", "k"], kind="stable")
@@ -87,11 +102,15 @@ def headline_k(table: pd.DataFrame) -> float:
     return float(ks[(len(ks) - 1) // 2]) if ks else math.nan
 
 
-def headline_bits(table: pd.DataFrame) -> float:
-    """The fewest bits of rays at the headline k under their own encoder; of any learned, if there are none."""
-    learned = table[table["role"].isin(LEARNED) & (table["k"] == headline_k(table)) & (table["coder"] == "own")]
-    rays = learned[learned["role"] == "rays"]
-    return float((rays if len(rays) else learned)["bits"].min())
+def headline_bits(points: pd.DataFrame) -> float:
+    """The rate at which methods are shown: the fewest bits of rays at the headline k, coded by their own encoder with
+    values at VALUE_BITS; of any learned dictionary, if there are no rays; nan without learned dictionaries.
+    """
+    learned = points[points["role"].isin(LEARNED) & (points["k"] == headline_k(points)) & (points["coder"] == "own")]
+    learned = learned[learned["role"] == "rays"] if (learned["role"] == "rays").any() else learned
+    learned = learned[learned["bits"] > 0]
+    distance = (learned["value_bits"] - VALUE_BITS).abs()
+    return float(learned["bits"][distance.isna() | (distance == distance.min())].min())
 
 
 def at_k(table: pd.DataFrame, k: float) -> pd.DataFrame:
