@@ -14,6 +14,7 @@ from torch import Tensor
 # which then say what single documents do (of one, width 0). At 5 it covers a normal mean 84 times of 100, below less.
 FEWEST_DOCUMENTS = 5
 FEWEST_DRAWS = 20  # less than half a draw lies beyond either end of the central 95% of fewer
+CACHED = 2**16  # numbers that are worked on at a time, so that float64 copies of them stay in the cache
 CONSTANT = 1e-12  # vectors that vary by less than this share of their length do not vary: what they do is rounding
 
 
@@ -31,9 +32,15 @@ def fvu(x_ND: Tensor, x_hat_ND: Tensor) -> float:
 
 def errors(x_ND: Tensor, x_hat_ND: Tensor) -> tuple[Tensor, Tensor]:
     """(|x - x_hat|^2, |x_hat| / |x|) of each vector, in float64 on the CPU."""
-    x_ND, x_hat_ND = x_ND.detach().double(), x_hat_ND.detach().double()
-    ratio_N = x_hat_ND.norm(dim=1) / x_ND.norm(dim=1).clamp(min=torch.finfo(torch.float64).tiny)
-    return (x_ND - x_hat_ND).square().sum(1).cpu(), ratio_N.cpu()
+    step = max(1, CACHED // max(1, x_ND.shape[1])) if x_ND.device.type == "cpu" else max(1, len(x_ND))
+    pairs = zip(x_ND.detach().split(step), x_hat_ND.detach().split(step), strict=True)
+    errors_N, ratios_N = zip(*(errors_of(x_CD.double(), x_hat_CD.double()) for x_CD, x_hat_CD in pairs), strict=True)
+    return torch.cat(errors_N).cpu(), torch.cat(ratios_N).cpu()
+
+
+def errors_of(x_CD: Tensor, x_hat_CD: Tensor) -> tuple[Tensor, Tensor]:
+    ratio_C = x_hat_CD.norm(dim=1) / x_CD.norm(dim=1).clamp(min=torch.finfo(torch.float64).tiny)
+    return (x_CD - x_hat_CD).square().sum(1), ratio_C
 
 
 class VarianceSums:
