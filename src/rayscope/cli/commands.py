@@ -75,7 +75,7 @@ def tune(config: DictConfig, folder: Path, loggers: Sequence[Any]) -> None:
 def evaluate(config: DictConfig, folder: Path, loggers: Sequence[Any], compared: Any = None) -> None:
     from rayscope import pipeline
     from rayscope.evaluation.measure import check_options
-    from rayscope.report import print_summary, read_file
+    from rayscope.report import print_coders, print_summary, read_file
 
     check_options(**config.evaluation)
     if not all((folder / name).is_file() for name in MEASURED["evaluate"]):
@@ -83,7 +83,9 @@ def evaluate(config: DictConfig, folder: Path, loggers: Sequence[Any], compared:
         pipeline.evaluate_dictionaries(compared, folder, **config.evaluation)
     table = read_file(folder / "evaluation.csv")
     log_evaluation(loggers, table)
-    print_summary(table, stdout(), read_file(folder / "encode_seconds.csv"))
+    seconds = read_file(folder / "encode_seconds.csv")
+    print_summary(table, stdout(), seconds)
+    print_coders(table, seconds, stdout())
 
 
 def features(config: DictConfig, folder: Path, compared: Any = None) -> None:

@@ -1,5 +1,6 @@
 """What a run found: the page (build), and what a terminal shows (print_summary, print_features, verdict_lines)."""
 
+from rayscope.report.coders import print_coders
 from rayscope.report.elsewhere import print_elsewhere
 from rayscope.report.features import print_features
 from rayscope.report.html import build
@@ -10,6 +11,7 @@ from rayscope.report.verdicts import verdicts
 
 __all__ = [
     "build",
+    "print_coders",
     "print_elsewhere",
     "print_features",
     "print_summary",

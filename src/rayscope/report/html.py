@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from rayscope.escapes import visible
 from rayscope.files import real, write_whole
 from rayscope.report import figures
+from rayscope.report.coders import coder_tables
 from rayscope.report.elsewhere import SHOWN, compared_rows
 from rayscope.report.features import MEANING, by_site
 from rayscope.report.inputs import FILES, read
@@ -91,6 +92,7 @@ def build(run: Path, studies: Path | None = None) -> Path:
         sites=sites(evaluation, table, every),
         read=[METRICS[name] for name in READ],
         elsewhere=elsewhere_tables(found),
+        by_coder=coder_tables(found),
         figures=drawings(found, table, every),
         features=by_site(found["token_features.csv"]) if "token_features.csv" in found else [],
         meaning=MEANING,

@@ -63,4 +63,4 @@ def reference(row: dict) -> dict:
 
 
 def seconds_said(seconds: float) -> str:
-    return "" if math.isnan(seconds) else f"{seconds:.2g}"
+    return "" if math.isnan(seconds) else f"{seconds:.2g} s"

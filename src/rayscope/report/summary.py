@@ -36,7 +36,7 @@ def summary_table(points: pd.DataFrame, site: str, rate: float, position0: str =
         show_edge=False,
     )
     shown.add_column("method", overflow="fold")
-    for heading in ("L0", "bits", "FVU", "95%", "dCE nats", "95%", "s/1,000"):
+    for heading in ("L0", "bits", "FVU", "95%", "dCE nats", "95%", "per 1,000"):
         shown.add_column(heading, justify="right", no_wrap=True, style="dim" if heading == "95%" else None)
     previous = None
     for row in readings(here, rate).to_dict("records"):
