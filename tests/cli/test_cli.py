@@ -417,6 +417,7 @@ def test_evaluate_features_and_report(source, copy, capsys):
     found = pd.read_csv(copy / "token_features.csv", keep_default_na=False)
     assert {"topk", "linear_probe"} <= set(found["dictionary"])
     assert isinstance(json.loads((copy / "contexts.json").read_text()), list)
+    capsys.readouterr()
     main(["report", f"out={copy}"])
     assert capsys.readouterr().out.strip() == f"report: {copy / 'report' / 'index.html'}"
     assert (copy / "report" / "index.html").is_file()
