@@ -24,7 +24,7 @@ LINE = re.compile(r"(?P<indent> *)(?P<key>[\w.]+):(?: +(?P<value>[^#]*?))?(?: +#
 HIDDEN = ("._target_", "._partial_")  # which class a file of conf/ stands for
 ALIKE = {  # parts that take what others take, most of them of studies
     "elsewhere": "text",
-    **{f"study.run.{group}": "dictionaries.*" for group in ("rays", "arms.*", "controls.*", "kinds.*")},
+    **{f"study.run.{group}": "dictionaries.*" for group in ("rays", "frozen", "arms.*", "controls.*", "kinds.*")},
     "study.run.baselines.*": "baselines.list.*",
     "study.sizes.*.planted": "study.sizes.*",
 }

@@ -22,7 +22,7 @@ from rayscope.files import write_whole
 PACKAGES = ("torch", "lightning", "transformers", "transformer-lens", "datasets", "hydra-core", "numpy", "wandb")
 
 NOT_COMPARED = (  # options, with all below them, that change no saved weight or number: a run resumes with others
-    "out", "overwrite", "cache", "logger", "device", "threads",
+    "out", "overwrite", "cache", "logger", "device", "threads", "part",
     "training.checkpoint_steps", "training.checkpoint_seconds", "training.log_every",
 )  # fmt: skip
 IN_WORDS = {

@@ -4,6 +4,7 @@ import json
 import math
 import re
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +16,7 @@ from rayscope.cli.groups import groups
 from rayscope.evaluation.codecs import references
 from rayscope.evaluation.measure import documents_predicted, measure
 from rayscope.evaluation.meter import Meter
-from rayscope.model.nulls import random_weights
+from rayscope.model.nulls import NULL_MODELS
 from rayscope.model.sites import resolve
 from rayscope.report import read_verdict, verdict_lines
 from rayscope.streams.source import Source
@@ -23,7 +24,8 @@ from rayscope.streams.stream import Batch
 from rayscope.streams.surrogates import moments_of
 from rayscope.studies import Findings, Observed, Prediction, Setting, conduct
 from rayscope.studies.intervals import resamples
-from rayscope.studies.surrogate import MATCHED, STREAMS, make_arenas, worst_share
+from rayscope.studies.surrogate.arenas import NULLS, Arenas
+from rayscope.studies.surrogate.gains import worst_share
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +74,15 @@ def test_a_threshold_that_is_no_limit_is_refused_before_the_study_runs():
         Prediction("it holds", ">=2")
 
 
-def test_a_study_observes_what_is_predicted(model, packed, tmp_path):
+@pytest.fixture
+def setting(model, packed, tmp_path) -> Setting:
+    return Setting(Source(model, packed), tuple(resolve("blocks.1.hook_resid_post", model)), (0, 1), tmp_path)
+
+
+def test_a_study_observes_what_is_predicted(setting, tmp_path):
     def study(setting: Setting) -> Findings:
         return Findings(pd.DataFrame({"a": [1]}), {"x": Observed.exactly(3.0)}, "<svg/>")
 
-    setting = Setting(Source(model, packed), tuple(resolve("blocks.1.hook_resid_post", model)), (0, 1), tmp_path)
     about = {"name": "mine", "question": "Is x 3?", "size": "demo"}
     with pytest.raises(ValueError, match="predictions y, but it observes x"):
         conduct(study, setting, predictions={"y": Prediction("y")}, **about)
@@ -85,9 +91,66 @@ def test_a_study_observes_what_is_predicted(model, packed, tmp_path):
     verdict = conduct(study, setting, predictions={"x": Prediction("x is 3", ">= 3")}, **about)
     assert verdict == json.loads((tmp_path / "verdict.json").read_text())
     assert verdict["pass"]
+    assert verdict["predictions"]["x"]["converged"] is verdict["converged"] is None  # nothing is trained
     first, second = verdict_lines(verdict)
     assert first.startswith("mine (size demo, model")
     assert second == "  pass: x is 3 [x]: observed 3, asked >= 3"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "converged"),
+    [
+        (2.88, 3.0, True),  # 4%
+        (2.82, 3.0, False),  # 6%
+        (3.18, 3.0, False),
+        (2.49, 2.51, False),  # .8%, but on the other side of what is asked
+        (0.0, 0.0, True),
+        (0.0, 1.0, False),
+        (math.nan, 3.0, False),
+        (math.nan, math.nan, None),
+    ],
+)
+def test_a_number_has_converged_if_three_times_the_tokens_move_it_by_less_than_5_percent(
+    setting, before, after, converged
+):
+    asked = {"x": Prediction("x is large", ">= 2.5"), "late": Prediction("reported"), "left_out": Prediction("no null")}
+    seen = []
+
+    def study(setting: Setting, tokens: int, planted: dict, k: int) -> Findings:
+        seen.append((tokens, planted["tokens"], k, setting.folder.name, setting.option("tokens")))
+        value = after if tokens == 300 else before
+        more = {"late": Observed.exactly(1.0)} if tokens == 300 else {}
+        table = pd.DataFrame({"a": [value, 1.0], "b": [None, "x"]})
+        return Findings(table, {"x": Observed.exactly(value), **more}, f"<svg {tokens}/>")
+
+    def again() -> dict:
+        return conduct(
+            study, replace(setting, size="night"), name="mine", question="Is it?", size="night", predictions=asked,
+            options={"tokens": 300, "planted": {"tokens": 90}, "k": 4}, trained_on=["tokens", "planted.tokens"],
+        )  # fmt: skip
+
+    verdict = again()
+    assert seen == [
+        (100, 30, 4, "100", "study.sizes.night.tokens / 3"), (300, 90, 4, "300", "study.sizes.night.tokens")
+    ]  # fmt: skip
+    assert verdict["budgets"] == [100, 300]
+    x, late, left_out = (verdict["predictions"][name] for name in asked)
+    assert x["converged"] is verdict["converged"] is converged
+    assert x["pass"] is (after >= 2.5)
+    known = {"100": before, "300": after}
+    nothing = {tokens: None if math.isnan(value) else value for tokens, value in known.items()}
+    assert x.get("at") == (None if converged else nothing)
+    assert (late["observed"], late["converged"], late["at"]) == (1.0, None, {"300": 1.0})
+    assert (left_out["observed"], left_out["pass"], left_out["converged"]) == (None, None, None)
+    table = pd.read_csv(setting.folder / "table.csv")
+    assert table["budget"].tolist() == [100, 100, 300, 300]
+    assert table["a"].tolist() == pytest.approx([before, 1, after, 1], nan_ok=True)
+    assert (setting.folder / "figure.svg").read_text() == "<svg 300/>"
+    whole = {name: (setting.folder / name).read_bytes() for name in ("table.csv", "figure.svg", "verdict.json")}
+    (setting.folder / "budgets/300/observed.json").unlink()  # as a kill leaves it: one budget is not measured again
+    assert again() == verdict
+    assert len(seen) == 3
+    assert {name: (setting.folder / name).read_bytes() for name in whole} == whole
 
 
 @pytest.mark.slow
@@ -165,26 +228,37 @@ def test_metric_sanity_sees_a_fault_in_the_evaluation(source, tmp_path, monkeypa
 
 
 WHOLE = {
-    "study": "mine", "question": "Is it?", "size": "demo", "model": "tiny", "seeds": [0, 1], "pass": True,
+    "study": "mine", "question": "Is it?", "size": "demo", "model": "tiny", "seeds": [0, 1], "budgets": [100, 300],
+    "pass": True, "converged": False,
     "predictions": {"x": {"prediction": "it is", "threshold": ">= 2", "observed": 3.0, "ci": [2.5, None],
-     "pass": True}},
+     "pass": True, "converged": False, "at": {"100": 2.75, "300": 3.0}}},
 }  # fmt: skip
 
 
 def test_a_verdict_is_read_whole_or_not_at_all(tmp_path):
     path, whole = tmp_path / "verdict.json", json.dumps(WHOLE, indent=1)
     path.write_text(json.dumps({**WHOLE, "written_by": "a later version"}))
-    assert verdict_lines(read_verdict(path))[1] == "  pass: it is [x]: observed 3 (2.5 to none), asked >= 2"
+    first, second = verdict_lines(read_verdict(path))
+    assert first == "mine (size demo, model tiny, 2 seeds, 100 and 300 tokens): pass. Is it?"
+    said = "  pass: it is [x]: observed 3 (2.5 to none), asked >= 2"
+    assert second == f"{said}; not converged: 2.75 at 100 tokens, 3 at 300 tokens"
     one = WHOLE["predictions"]["x"]
     ours = [
         {**WHOLE, key: other}
         for key in WHOLE
         for other in ([], {}, 3, "", "x")
-        if (key not in TEXTS or other not in ("", "x")) and (key, other) != ("predictions", {})
+        if (key not in TEXTS or other not in ("", "x")) and (key, other) not in (("predictions", {}), ("budgets", []))
     ]
-    theirs = [{**one, key: other} for key in one for other in ([], {}, "x", [1]) if key not in TEXTS or other != "x"]
+    theirs = [
+        {**one, key: other}
+        for key in one
+        for other in ([], {}, "x", [1])
+        if (key not in TEXTS or other != "x") and (key, other) != ("at", {})
+    ]
     lacking = [{k: v for k, v in WHOLE.items() if k != key} for key in WHOLE]
-    lacking += [{**WHOLE, "predictions": {"x": {k: v for k, v in one.items() if k != key}}} for key in one]
+    lacking += [
+        {**WHOLE, "predictions": {"x": {k: v for k, v in one.items() if k != key}}} for key in one if key != "at"
+    ]
     wrong = [
         json.dumps(each) for each in (*ours, *lacking, *({**WHOLE, "predictions": {"x": each}} for each in theirs))
     ]
@@ -226,52 +300,83 @@ def test_surrogate(source, tmp_path):
     table, verdict = run("surrogate", *source, *SURROGATE, out=tmp_path / "a")
     again, _ = run("surrogate", *source, *SURROGATE, out=tmp_path / "b")
     pd.testing.assert_frame_equal(table, again)
+    assert set(table["budget"]) == {426, 1280}
+    table = table[table["budget"] == 1280]
+    assert set(table["trained_tokens"].dropna()) == {1280}
     assert verdict["predictions"]["prefix"]["pass"]
+    assert verdict["predictions"]["prefix"]["converged"]
     fvu = table[table["metric"] == "fvu"].set_index(["stream", "method", "seed"]).sort_index()["value"]
-    assert set(fvu.index.get_level_values("stream")) == set(STREAMS)
-    alone = fvu.xs(("rays", 0), level=("method", "seed"))
-    assert len(set(alone.round(5))) == len(STREAMS)  # each stream is another
-    gains = table[table["metric"] == "gain"].set_index(["stream", "seed"]).sort_index()["value"]
-    for seed in (0, 1):
-        expected = 1 - fvu["gaussian", "rays", seed] / fvu["gaussian", "pca_topk"].iloc[0]
-        assert gains["gaussian", seed] == pytest.approx(expected, abs=1e-5)
+    assert set(fvu.index.get_level_values("stream")) == {"real", *NULLS}
+    for method in ("rays", "frozen"):
+        of = fvu.xs(method, level="method").round(5)
+        assert len(set(of)) == 2 * (1 + len(NULLS))  # each stream, and each draw of it, is another
+    apart = {name: len(set(fvu[name, "pca_topk"].round(6))) for name in ("real", *NULLS)}
+    assert apart["real"] == 1  # one text, and two draws of each null
+    assert all(apart[name] == 2 for name in NULLS)
+    gains = table[table["metric"] == "gain"].set_index(["stream", "method", "seed"]).sort_index()["value"]
+    for name, method, seed in product(("real", "gaussian", "random_blocks"), ("rays", "frozen"), (0, 1)):
+        expected = 1 - fvu[name, method, seed] / fvu[name, "pca_topk", seed]
+        assert gains[name, method, seed] == pytest.approx(expected, abs=1e-5)
     bits = table[table["stream"] == "real"].set_index("method")["bits"]
     assert (bits["pca_topk"] >= bits["rays"].iloc[0]).all()  # the baseline never has fewer
-    beyond = [gains["real", seed] - gains["token_mixture", seed] for seed in (0, 1)]
+    beyond = [gains["real", "rays", seed] - gains["token_mixture", "rays", seed] for seed in (0, 1)]
     assert verdict["predictions"]["beyond_tokens"]["observed"] == pytest.approx(sum(beyond) / 2, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_parts_train_what_the_whole_study_then_finds(source, tmp_path, capsys):
+    few = [*SURROGATE, "study.run.nulls=[gaussian,permuted_weights]"]
+    run("surrogate", *source, *few, out=tmp_path / "whole")
+    for part in ("2/3", "1/3", "3/3"):
+        main(["study", "surrogate", *source, *few, f"part={part}", f"out={tmp_path / 'parts'}"])
+        assert f"part {part}: 2 of 6 trainings are done" in capsys.readouterr().err
+        assert not (tmp_path / "parts/finished.json").exists()
+        assert not (tmp_path / "parts/table.csv").exists()
+    trained = sorted((tmp_path / "parts").glob("budgets/*/arms/*/trained.json"))
+    assert len(trained) == 12
+    times = [path.stat().st_mtime_ns for path in trained]
+    run("surrogate", *source, *few, out=tmp_path / "parts")
+    assert [path.stat().st_mtime_ns for path in trained] == times
+    for name in ("table.csv", "verdict.json"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    with pytest.raises(SystemExit):
+        main(["study", "surrogate", *source, *few, "part=4/3", f"out={tmp_path / 'other'}"])
+    assert "part=4/3: part 4 of 3; the first number counts from 1 to the second" in capsys.readouterr().err
 
 
 def test_each_arena_is_the_stream_of_its_name(model, packed, tmp_path):
     setting = Setting(Source(model, packed, batch_size=64), resolve("blocks.1.hook_resid_post", model), (0,), tmp_path)
-    arenas = dict(make_arenas(setting, 640, 1280, 256, 640))
-    assert list(arenas) == list(STREAMS)
-    (site,), real = setting.sites, arenas["real"]
-    for kind in MATCHED:
-        assert arenas[kind].stream.kind == kind
-        assert torch.equal(arenas[kind].test.tokens_N, real.test.tokens_N)
-        assert not torch.equal(arenas[kind].validation.activations[site.key], real.validation.activations[site.key])
-        found, of = (moments_of(a.test.activations[site.key]) for a in (arenas[kind], real))
-        torch.testing.assert_close(found.covariance_DD, of.covariance_DD, rtol=1e-3, atol=1e-4)
-    other = arenas["random_weights"]
-    expected = Source(random_weights(model, 0), packed, batch_size=64).stream("test", [site], 640, "fp32")
-    assert torch.equal(other.test.activations[site.key], Batch.join(expected).activations[site.key])
-    assert other.stream.model.fingerprint == expected.model.fingerprint != model.fingerprint
-    assert other.stream[0].activations[site.key].shape == real.stream[0].activations[site.key].shape
+    arenas = Arenas(setting, 640, 1280, 256, 640)
+    arenas.check()
+    (site,), real = setting.sites, arenas.arena("real", 0)
+    for name in NULLS:
+        one, other = arenas.arena(name, 3), arenas.arena(name, 4)
+        for batch, like in zip((one.validation, one.test), (other.validation, other.test), strict=True):
+            assert not torch.equal(batch.activations[site.key], like.activations[site.key])  # a draw for each seed
+        assert not torch.equal(one.stream[0].activations[site.key], other.stream[0].activations[site.key])
+        assert torch.equal(one.test.tokens_N, real.test.tokens_N)
+        assert one.stream[0].activations[site.key].shape == real.stream[0].activations[site.key].shape
+        if name in NULL_MODELS:
+            expected = Source(NULL_MODELS[name](model, 3), packed, batch_size=64).stream("test", [site], 640, "fp32")
+            assert torch.equal(one.test.activations[site.key], Batch.join(expected).activations[site.key])
+            assert one.stream.model.fingerprint == expected.model.fingerprint != model.fingerprint
+        else:
+            assert (one.stream.kind, one.stream.seed) == (name, 3)
+            found, of = (moments_of(a.test.activations[site.key]) for a in (one, real))
+            torch.testing.assert_close(found.covariance_DD, of.covariance_DD, rtol=1e-3, atol=1e-4)
 
 
 def test_shares_of_a_gain():
-    def one(real, null):
-        return {
-            "real": {("a", 8, 0): (real, torch.full((9,), real))},
-            "null": {("a", 8, 0): (null, torch.full((9,), null))},
-        }
+    def gains(value: float, draws_B: torch.Tensor) -> dict:
+        return {("rays", "a", 8, 0): (value, draws_B)}
 
-    found = worst_share(one(0.5, 0.1), "null", [("a", 8)], (0,))
+    null, real = (gains(value, torch.full((9,), value)) for value in (0.1, 0.5))
+    found = worst_share(null, real, [("a", 8)], (0,))
     assert (found.value, found.low, found.high) == pytest.approx((0.2, 0.2, 0.2))
-    assert math.isnan(worst_share(one(-0.5, -0.1), "null", [("a", 8)], (0,)).value)  # no gain, no share of it
-    shaky = one(0.5, 0.1)
-    shaky["real"]["a", 8, 0][1][:4] = -1
-    found = worst_share(shaky, "null", [("a", 8)], (0,))
+    less = gains(-0.5, torch.full((9,), -0.5))
+    assert math.isnan(worst_share(null, less, [("a", 8)], (0,)).value)  # no gain, no share of it
+    shaky = gains(0.5, torch.tensor([-1.0] * 4 + [0.5] * 5))
+    found = worst_share(null, shaky, [("a", 8)], (0,))
     assert (found.value, found.low, found.high) == pytest.approx((0.2, 0.2, 1000))
 
 

@@ -33,6 +33,8 @@ SIZES = {
     "splice_tokens": 320, "validation_tokens": 320, "gap_tokens": 64,
 }  # fmt: skip
 SITE = "blocks.1.hook_resid_post"
+LARGE = SIZES["tokens"]
+ARMS = f"budgets/{LARGE}/arms"
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +49,11 @@ def options(tiny_gpt2, text_file) -> list[str]:
 
 
 def run(*arguments: str, out: Path) -> tuple[pd.DataFrame, dict]:
+    """The rows of all tokens, not of a third, and the verdict."""
     main(["study", "pareto", *arguments, f"out={out}"])
-    return pd.read_csv(out / "table.csv"), json.loads((out / "verdict.json").read_text())
+    table = pd.read_csv(out / "table.csv")
+    assert sorted(table["budget"].unique()) == [LARGE // 3, LARGE]
+    return table[table["budget"] == LARGE], json.loads((out / "verdict.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +76,9 @@ def test_what_fits_on_a_device_changes_nothing(found, options, tmp_path, monkeyp
     monkeypatch.setattr(arms, "LIMIT", 11 * 32 * 48 * 32)  # the training of eleven at a time, the weights of some forty
     again, _ = run(*options, out=tmp_path / "run")
     assert len(measured) > 1
-    for where, groups in ((folder, ["0"]), (tmp_path / "run", ["0", "1", "2"])):
-        assert sorted(path.name for path in (where / "arms").iterdir()) == groups
+    whole, cut = ["seed0_0", "seed1_0"], ["seed0_0", "seed0_1", "seed1_0"]
+    for where, groups in ((folder, whole), (tmp_path / "run", cut)):
+        assert sorted(path.name for path in (where / ARMS).iterdir()) == groups
     pd.testing.assert_frame_equal(table, again)
 
 
@@ -154,7 +160,7 @@ def test_controls_stay_where_they_start_or_near(found):
     """Rays do not: at this rate they leave the rows drawn."""
     folder, _, _ = found
     for k, seed in product((2, 4), (0, 1)):
-        there = folder / "arms/0/dictionaries" / SITE.replace(".", "_")
+        there = folder / ARMS / f"seed{seed}_0" / "dictionaries" / SITE.replace(".", "_")
         saved = {name: load(there / f"{name}_k{k}_s{seed}") for name in ("rays", "frozen", "soft_frozen")}
         drawn_LD = TopK(32, 48, k, seed=seed).directions.detach()
         cosine = {name: (d.directions.detach() * drawn_LD).sum(1) for name, d in saved.items()}

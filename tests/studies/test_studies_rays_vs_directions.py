@@ -22,13 +22,18 @@ from rayscope.streams.planted import World
 from rayscope.streams.sign_flip import SignFlip
 from rayscope.streams.source import Source
 from rayscope.streams.stream import Batch
-from rayscope.studies.arms import Arm, train_arms
+from rayscope.studies.arms import Arm, Training, read_arms
 from rayscope.studies.rays_vs_directions.polarity import PARTS, Ends, Polarity
 from rayscope.studies.rays_vs_directions.records import DIRECTIONS, RAYS
 from rayscope.studies.rays_vs_directions.study import makers, rays_vs_directions
-from rayscope.studies.study import Setting
+from rayscope.studies.setting import Setting
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def learn(folder: Path, stream, arms: dict, calibration=()) -> dict:
+    Training(stream, arms, calibration).train(folder)
+    return read_arms(folder, stream.sites, arms)
 
 
 @pytest.mark.parametrize(("m", "k"), [(1024, 8), (1024, 32), (12_288, 16), (12_288, 128)])
@@ -81,7 +86,7 @@ def test_bipolar_share_of_a_trained_dictionary_is_what_is_planted(share, tmp_pat
         world = World(128, 32, 3.0, bipolar=share, seed=seed)
         arm = Arm("signed", 4, seed)
         arms = {arm: partial(AbsTopK, latents=96, k=4, lr=1e-2, seed=seed)}
-        signed = train_arms(tmp_path / str(seed), world.stream("train", 100_000), [], arms)[world.site][arm]
+        signed = learn(tmp_path / str(seed), world.stream("train", 100_000), arms)[world.site][arm]
         learned, true, test = Polarity.of(96), Polarity.of(128), world.stream("test", 16_384)
         for number, batch in enumerate(test):
             learned.update(signed.encode_sparse(batch.activations["planted"]), batch.documents_N)
@@ -98,7 +103,7 @@ def test_an_arm_whose_dictionary_is_gone_is_not_believed(tmp_path):
     arms = {arm: partial(TopK, latents=24, k=2, seed=0) for arm in (one, two)}
 
     def trained() -> torch.Tensor:
-        return train_arms(tmp_path, world.stream("train", 2048), [], arms)[world.site][two].directions
+        return learn(tmp_path, world.stream("train", 2048), arms)[world.site][two].directions
 
     before = trained()
     record, place = tmp_path / "trained.json", tmp_path / "dictionaries" / world.site.key / two.name
@@ -204,7 +209,7 @@ def asked(tiny_gpt2, text_file) -> list[str]:
         f"text.files={text_file}", "stream.batch_size=64", "stream.round_tokens=512", "threads=1",
         f"{size}.latents=16", f"{size}.ks=[2,4]", f"{size}.null_k=2", f"{size}.tokens=512", f"{size}.test_tokens=512",
         f"{size}.splice_tokens=256", f"{size}.validation_tokens=256", "study.run.rank=3", "study.run.world.features=24",
-        f"{size}.planted.latents=16", f"{size}.planted.tokens=2048", f"{size}.planted.test_tokens=1024",
+        f"{size}.planted.latents=16", f"{size}.planted.tokens=3072", f"{size}.planted.test_tokens=1024",
     ]  # fmt: skip
 
 
@@ -221,6 +226,9 @@ def test_the_study(asked, ran, tmp_path):
     table, again = (pd.read_csv(folder / "table.csv") for folder in (ran, tmp_path))
     pd.testing.assert_frame_equal(table, again)
     verdict = json.loads((ran / "verdict.json").read_text())
+    assert set(table["budget"]) == {170, 512}
+    table = table[table["budget"] == 512]
+    assert set(table["trained_tokens"].dropna()) == {512, 3072}
     real = table[(table["stream"] == "real") & (table["position0"] == "excluded")]
     by_omp = real[real["coder"] == "omp"].groupby(["site", "arm", "k", "seed"])["metric"].agg(set)
     assert len(by_omp) == 2 * 4 * 2 * 2  # A, B, C and D
@@ -257,11 +265,11 @@ def test_the_study(asked, ran, tmp_path):
 @pytest.mark.slow
 def test_the_null_is_trained_and_measured_on_flipped_streams(ran, model, packed, tmp_path):
     """Bit by bit what is trained here on the same stream flipped, and the numbers are those of flipped test vectors."""
-    table = pd.read_csv(ran / "table.csv").query("stream == 'sign_flip'")
+    table = pd.read_csv(ran / "table.csv").query("stream == 'sign_flip' and budget == 512")
     source = Source(model, packed, batch_size=64, round_tokens=512)
     sites = resolve(list(table["site"].unique()), model)
     arms = {method: Arm(method, 2, 0) for method in (RAYS, DIRECTIONS)}
-    rays = load(ran / "arms/real/dictionaries" / sites[0].key / arms[RAYS].name)
+    rays = load(ran / "budgets/512/arms/real_seed0/dictionaries" / sites[0].key / arms[RAYS].name)
     any_of_them = [arms[RAYS].entry(site, rays) for site in sites]
     means = {key: fit.mean_D for key, fit in compare(source, any_of_them, [], 2, 512).fitted.items()}
     train, validation, test = (
@@ -272,14 +280,14 @@ def test_the_null_is_trained_and_measured_on_flipped_streams(ran, model, packed,
         arms[RAYS]: partial(TopK, latents=32, k=2, lr=4e-3),
         arms[DIRECTIONS]: partial(AbsTopK, latents=16, k=2, lr=4e-3),
     }
-    here, held_out = train_arms(tmp_path, train, validation, made), Batch.join(test)
+    here, held_out = learn(tmp_path, train, made, validation), Batch.join(test)
     meters = reconstruct(here, held_out, Batch.join(validation))
     documents = len(held_out.documents_N.unique())
     value = table.query("seed == 0").set_index(["site", "arm", "metric"])["value"]
     for site in sites:
         for method, arm in arms.items():
             mine = here[site][arm]
-            theirs = load(ran / "arms/sign_flip/dictionaries" / site.key / arm.name).state_dict()
+            theirs = load(ran / "budgets/512/arms/sign_flip_seed0/dictionaries" / site.key / arm.name).state_dict()
             assert all(torch.equal(tensor, theirs[key]) for key, tensor in mine.state_dict().items())
             fvu = meters[site][arm].statistics()["fvu"](torch.ones(1, documents, dtype=torch.float64)).item()
             assert value[site.hook, method, "fvu"] == pytest.approx(fvu, rel=1e-5)

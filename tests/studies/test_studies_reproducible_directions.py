@@ -4,7 +4,6 @@ planted rays are found again and those of a Gaussian are not; the study on a mod
 
 import json
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from rayscope.streams.planted import World
 from rayscope.streams.source import Source
 from rayscope.streams.stream import Batch
 from rayscope.streams.surrogates import Surrogate, sample_sites
+from rayscope.studies.reproducible_directions.counted import ratio
 from rayscope.studies.reproducible_directions.reproduced import (
     COUNTS,
     HeldOut,
@@ -30,8 +30,9 @@ from rayscope.studies.reproducible_directions.reproduced import (
     explained_variance,
     reproduced,
 )
-from rayscope.studies.reproducible_directions.study import ratio, reproducible_directions
-from rayscope.studies.study import Setting
+from rayscope.studies.reproducible_directions.streams import Group, Streams, groups
+from rayscope.studies.reproducible_directions.study import reproducible_directions
+from rayscope.studies.setting import Setting
 from rayscope.text import Rows
 from rayscope.training.train import train
 
@@ -207,7 +208,7 @@ def test_planted_rays_are_found_again_and_a_gaussians_are_not(tmp_path):
 
 def test_what_cannot_be_judged_is_refused_before_anything_is_trained(model, packed, tmp_path):
     setting = Setting(Source(model, packed), tuple(resolve("blocks.1.hook_resid_post", model)), (0, 1), tmp_path)
-    sizes = {"widths": [8], "k": 2, "tokens": 640, "means_tokens": 640, "test_tokens": 640}
+    sizes = {"widths": [8], "k": 2, "tokens": 640, "null_tokens": 640, "means_tokens": 640, "test_tokens": 640}
     for nulls, words in ((["gausian"], "nulls=gausian; some of gaussian"), ([], "nulls=none; some of gaussian")):
         with pytest.raises(ValueError, match=words):
             reproducible_directions(setting, **sizes, nulls=nulls)
@@ -226,29 +227,60 @@ def run(*arguments: str, out: Path) -> tuple[pd.DataFrame, dict]:
 
 @pytest.mark.slow
 def test_the_study(tiny_gpt2, text_file, tmp_path):
-    sizes = "seeds:[0,1],widths:[32,64],k:4,lr:0.01,tokens:3200,means_tokens:1024,test_tokens:1024"
+    sizes = "seeds:[0,1,2],widths:[32,64],k:4,lr:0.01,tokens:3200,null_tokens:1066,means_tokens:1024,test_tokens:1024"
     options = [
         "model=gpt2", f"model.name={tiny_gpt2}", "model.context=null", "text=files", f"text.files={text_file}",
         "stream.batch_size=64", "stream.round_tokens=512", "threads=1", "study.run.taus=[.1,.2]",
         f"study.sizes.demo={{{sizes}}}",
     ]  # fmt: skip
-    table, verdict = run(*options, "study.run.nulls=[token_mixture,random_weights]", out=tmp_path / "a")
+    table, verdict = run(*options, "study.run.nulls=[token_mixture,permuted_weights]", out=tmp_path / "a")
     again, _ = run(*options, "study.run.nulls=[token_mixture]", out=tmp_path / "b")
-    pd.testing.assert_frame_equal(table.query("stream != 'random_weights'"), again)
-    assert set(verdict["predictions"]) == {"beyond", "nulls", "naive_nulls"}
-    streams, sites = ["real", "token_mixture", "random_weights"], list(table["site"].unique())
-    assert list(table["stream"].unique()) == streams
-    keys = ["site", "stream", "latents", "tau", "metric"]
-    of = table.query("seed.isna()").set_index(keys)["value"].to_dict()
-    for site, stream in product(sites, streams):
-        assert [w for w in (32, 64) if (site, stream, w, 0.2, "all") in of] == ([32, 64] if stream == "real" else [64])
-        at = {(tau, name): of[site, stream, 64, tau, name] for tau in (0.1, 0.2) for name in COUNTS}
+    pd.testing.assert_frame_equal(table.query("stream != 'permuted_weights'").reset_index(drop=True), again)
+    streams, site = ["real", "token_mixture", "permuted_weights"], "blocks.1.hook_resid_post"
+    predictions = verdict["predictions"]
+    assert list(table["site"].unique()) == [site]
+    of = table.query("seed.isna()").set_index(["budget", "stream", "latents", "tau", "metric"])["value"].to_dict()
+    for budget, stream in ((1066, "real"), (3200, "real"), (1066, "token_mixture"), (1066, "permuted_weights")):
+        there = [w for w in (32, 64) if (budget, stream, w, 0.2, "all") in of]
+        assert there == ([32, 64] if stream == "real" else [64])
+        at = {(tau, name): of[budget, stream, 64, tau, name] for tau in (0.1, 0.2) for name in COUNTS}
         assert 0 < at[0.2, "all"] <= at[0.1, "all"] <= 64
         assert at[0.2, "beyond_tokens_and_position"] <= at[0.2, "beyond_tokens"] <= at[0.2, "all"]
-    residual = "blocks.1.hook_resid_post"
-    beyond = of[residual, "real", 64, 0.2, "beyond_tokens"]
-    assert verdict["predictions"]["beyond"]["observed"] == pytest.approx(beyond / 32)
-    by_seed = table.query("site == @residual and latents == 64 and tau == .2 and metric == 'beyond_tokens'")
-    one = by_seed.pivot_table(index="seed", columns="stream", values="value")
-    worst = (one[streams[1:]].max(axis=1) / one["real"]).mean()
-    assert verdict["predictions"]["nulls"]["observed"] == pytest.approx(worst)
+    assert not any(budget == 3200 and stream != "real" for budget, stream, *_ in of)  # nulls at fewer tokens alone
+    for name, count in (("beyond", "beyond_tokens"), ("beyond_positions", "beyond_tokens_and_position")):
+        both = {str(budget): of[budget, "real", 64, 0.2, count] / 32 for budget in (1066, 3200)}
+        assert predictions[name]["observed"] == pytest.approx(both["3200"])
+        assert predictions[name].get("at", both) == pytest.approx(both)
+    by_seed = table.query("budget == 1066 and latents == 64 and tau == .2")
+    for name, count in (("nulls", "beyond_tokens"), ("nulls_beyond_positions", "beyond_tokens_and_position")):
+        one = by_seed[by_seed["metric"] == count].pivot_table(index="seed", columns="stream", values="value")
+        worst = (one[streams[1:]].max(axis=1) / one["real"]).mean()
+        assert predictions[name]["observed"] == pytest.approx(worst)
+        assert predictions[name]["converged"] is None  # observed at one budget
+        assert list(predictions[name]["at"]) == ["1066"]
+
+
+def test_each_draw_of_a_null_model_is_compared_with_itself(model, packed, tmp_path):
+    sites = tuple(resolve("blocks.1.hook_resid_post", model))
+    setting = Setting(Source(model, packed, batch_size=64), sites, (5, 7, 9), tmp_path)
+    streams = Streams(setting.source, setting, 640, 640, 640)
+    assert groups("real", setting.seeds) == [Group("real", (5, 7, 9), (5, 7, 9))]
+    drawn = groups("random_blocks", setting.seeds)
+    assert [(one.draw, one.seeds, one.counted) for one in drawn] == [
+        (5, (5, 7), (5,)), (7, (7, 9), (7,)), (9, (9, 5), (9,))
+    ]  # fmt: skip
+    models = [streams.half(one, half, seed).model.fingerprint for one in drawn for half in (0, 1) for seed in one.seeds]
+    assert [models.count(one) for one in models] == [4] * 12
+    assert len(set(models)) == 3
+    (gaussian,) = groups("gaussian", setting.seeds)
+    trained_on = [streams.half(gaussian, half, seed) for half in (0, 1) for seed in gaussian.seeds]
+    key = setting.sites[0].key
+    firsts = [stream[0].activations[key] for stream in (*trained_on, streams.seen(gaussian))]
+    assert len({one.sum().item() for one in firsts}) == 7  # a draw for each seed and half, another for means by token
+    names = [one.folder(half, seed) for one in (*drawn, gaussian) for half in (0, 1) for seed in one.seeds]
+    assert len(names) == 18
+    assert (
+        len(set(names)) == 3 * 2 + 6
+    )  # a pass over each half of each draw of a model, and of each draw of a surrogate
+    assert drawn[1].seeds_in("random_blocks_B_draw7", 1) == [7, 9]
+    assert gaussian.seeds_in("gaussian_A_seed5", 0) == [5]

@@ -120,14 +120,26 @@ def conduct(config: DictConfig, folder: Path) -> None:
     options = asked["sizes"][config.size]
     source = open_source(config, records_of(folder, "study"))
     sites = tuple(resolve(config.sites.patterns, source.model))
-    setting = studies.Setting(source, sites, tuple(options.pop("seeds", None) or ()), folder, config.size)
+    seeds, part = tuple(options.pop("seeds", None) or ()), part_of(config.part)
     studies.conduct(
-        hydra.utils.instantiate(asked["run"], **options),
-        setting,
+        hydra.utils.instantiate(asked["run"]),
+        studies.Setting(source, sites, seeds, folder, config.size, part=part),
         **{key: asked[key] for key in ("name", "question")},
         predictions={name: studies.Prediction(**entry) for name, entry in asked["predictions"].items()},
         size=config.size,
+        options=options,
+        trained_on=asked.get("trained_on") or (),
     )
+
+
+def part_of(part: str | None) -> tuple[int, int] | None:
+    """Raises ValueError for what is no part, such as 3/2."""
+    if part is None:
+        return None
+    number, of = map(int, part.split("/"))
+    if not 1 <= number <= of:
+        raise ValueError(f"part={part}: part {number} of {of}; the first number counts from 1 to the second")
+    return number, of
 
 
 def report(config: DictConfig, folder: Path) -> None:

@@ -22,6 +22,15 @@ from rayscope.cli.values import (
 )
 from rayscope.errors import one_line
 
+NULLS = (
+    "gaussian",
+    "elliptical",
+    "pc_shuffled",
+    "token_mixture",
+    "random_weights",
+    "random_blocks",
+    "permuted_weights",
+)
 COUNT = Whole(1)
 SEED = Whole(0, 2**32 - 1)  # scikit-learn takes no other
 RATE = Optional(Number(above=0))
@@ -76,7 +85,10 @@ TEXT: dict[str, Type] = {  # what sources of text take
 }
 SIZES: dict[str, Type] = {  # of the studies
     **{name: COUNT for name in ("latents", "k", "null_k", "tokens", "fit_tokens", "test_tokens", "held_out", "sample")},
-    **{name: COUNT for name in ("splice_tokens", "splice_rows", "validation_tokens", "gap_tokens", "means_tokens")},
+    **{
+        name: COUNT
+        for name in ("splice_tokens", "splice_rows", "validation_tokens", "gap_tokens", "means_tokens", "null_tokens")
+    },
     "seeds": Optional(Listed(SEED, such="[0, 1, 2]")),
     "ks": COUNTS,
     "widths": COUNTS,
@@ -163,8 +175,10 @@ OPTIONS: dict[str, Type] = {  # the first that a key matches; * stands for names
     "logger.offline": Flag(),
     "studies": Optional(FilePath()),
     "size": Text("one of study.sizes"),
+    "part": Optional(pattern(r"[1-9]\d{0,3}/[1-9]\d{0,3}", "a part of how many, such as 1/3")),
     "study.name": Text(),
     "study.question": Text(),
+    "study.trained_on": Listed(Text("one of study.sizes' options"), such="[tokens]"),
     "study.predictions.*.prediction": Text(),
     "study.predictions.*.threshold": Optional(LIMIT),
     "study.effort.*.iterations": COUNT,
@@ -180,9 +194,10 @@ OPTIONS: dict[str, Type] = {  # the first that a key matches; * stands for names
     "study.run.explained": Number(0, 1),
     "study.run.taus": Listed(Number(-1, 1), such="[0.7, 0.9]"),
     "study.run.bipolar": Listed(Number(0, 1), such="[0, 0.5, 1]"),
-    "study.run.nulls": Listed(choice("gaussian", "elliptical", "pc_shuffled", "token_mixture", "random_weights")),
+    "study.run.nulls": Listed(choice(*NULLS)),
     **each("study.run.world", {**MADE_LATER, "features": COUNT, "width": COUNT, "l0": Number(above=0)}),
     **each("study.run.rays", DICTIONARY),
+    **each("study.run.frozen", DICTIONARY),
     **{
         key: of
         for group in ("arms", "controls", "kinds")

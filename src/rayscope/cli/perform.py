@@ -16,7 +16,7 @@ from rayscope.cli.commands import COMMANDS, show_verdict
 from rayscope.console import say
 from rayscope.errors import explain
 from rayscope.memory import keep_freed_memory
-from rayscope.runs.run import OUTPUTS, Finished, occupied, out_folder, resumes, run
+from rayscope.runs.run import OUTPUTS, Finished, Unfinished, occupied, out_folder, resumes, run
 from rayscope.runs.settings import with_run_settings
 
 
@@ -45,6 +45,8 @@ def perform(command: str, argv: list[str], config: DictConfig) -> None:
         say(str(finished))
         if command == "study":
             show_verdict(Path(config.out))
+    except Unfinished as part:
+        say(str(part))
     except Exception as error:
         known = explain(error, places(config), resumes(command, value(config, "out")))
         if known is None:

@@ -17,7 +17,7 @@ EMBEDDINGS = ("transformer.wte.weight", "transformer.wpe.weight")  # of tokens, 
 def random_weights(model: LanguageModel, seed: int = 0) -> LanguageModel:
     """All weights are such as GPT-2 starts from, whose vectors of positions are as long as those of tokens."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(generator_of("random weights", seed).initial_seed())
         network = type(model.network)(copy.deepcopy(model.network.config))
     return null(model, network, f"random weights, seed {seed}")
 

@@ -21,7 +21,8 @@ def number(value: float | None) -> str:
 def verdict_lines(verdict: dict[str, Any]) -> list[str]:
     """The study's line, then one for each of its predictions: what was predicted, asked and observed."""
     seeds = f"{len(verdict['seeds'])} seed{'s' if len(verdict['seeds']) != 1 else ''}"
-    about = f"size {verdict['size']}, model {verdict['model']}, {seeds}"
+    trained = [f"{' and '.join(f'{tokens:,}' for tokens in verdict['budgets'])} tokens"] if verdict["budgets"] else []
+    about = ", ".join([f"size {verdict['size']}", f"model {verdict['model']}", seeds, *trained])
     asked = any(one["threshold"] for one in verdict["predictions"].values())
     lines = [f"{verdict['study']} ({about}): {judged(verdict['pass'], asked)}. {verdict['question']}"]
     for name, one in verdict["predictions"].items():
@@ -29,8 +30,17 @@ def verdict_lines(verdict: dict[str, Any]) -> list[str]:
         interval = f" ({number(low)} to {number(high)})" if low != high else ""
         asked = f", asked {one['threshold']}" if one["threshold"] else ""
         what = f"{number(one['observed'])}{interval}{asked}"
-        lines.append(f"  {judged(one['pass'], bool(one['threshold']))}: {one['prediction']} [{name}]: observed {what}")
+        said = f"{judged(one['pass'], bool(one['threshold']))}: {one['prediction']} [{name}]: observed {what}"
+        lines.append(f"  {said}{convergence(one)}")
     return lines
+
+
+def convergence(one: dict[str, Any]) -> str:
+    """Whether the number is the same with three times the tokens, and if not what it is at each budget."""
+    if one["converged"]:
+        return "; converged"
+    at = ", ".join(f"{number(value)} at {int(tokens):,} tokens" for tokens, value in one.get("at", {}).items())
+    return f"; {'not converged: ' * (one['converged'] is False)}{at}" if at else ""
 
 
 def read_verdict(path: Path) -> dict[str, Any]:
@@ -38,10 +48,16 @@ def read_verdict(path: Path) -> dict[str, Any]:
     try:
         verdict = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
         check(
-            verdict, {**dict.fromkeys(("study", "question", "size", "model"), str), "seeds": list, "predictions": dict}
+            verdict,
+            {
+                **dict.fromkeys(("study", "question", "size", "model"), str),
+                **dict.fromkeys(("seeds", "budgets"), list),
+                "predictions": dict,
+            },
         )
         for one in verdict["predictions"].values():
             check(one, {"prediction": str, "threshold": str | None, "ci": list})
+            check({"at": {}, **one}, {"at": dict})
         if not verdict["seeds"]:
             raise ValueError("seeds is []")
         verdict_lines(verdict)  # numbers are such as can be shown
@@ -63,14 +79,16 @@ def refuse(constant: str) -> None:
 
 
 def check(found: Any, types: dict[str, Any]) -> None:
-    """Raises ValueError or KeyError for what is no mapping with these entries and a verdict, pass."""
+    """Raises ValueError or KeyError for what is no mapping with these entries, and pass and converged, which may be
+    null."""
     if not isinstance(found, dict):
         raise ValueError(f"a {type(found).__name__}")
     for key, kind in types.items():
         if not isinstance(found[key], kind):
             raise ValueError(f"{key} is {found[key]!r:.40}")
-    if not isinstance(found["pass"], bool | None):
-        raise ValueError(f"pass is {found['pass']!r:.40}")
+    for key in ("pass", "converged"):
+        if not isinstance(found[key], bool | None):
+            raise ValueError(f"{key} is {found[key]!r:.40}")
 
 
 def finished(folder: Path) -> list[dict[str, Any]]:

@@ -31,13 +31,17 @@ FOUND = ("table.csv", "figure.svg", "verdict.json")  # by a study, the verdict l
 OUTPUTS = {  # by command, what it writes in its folder apart from its records
     "demo": (*DICTIONARIES, *MEASURED["features"], *MEASURED["evaluate"], ELSEWHERE, PAGE),
     "train": DICTIONARIES,
-    "study": ("arms", *FOUND),
+    "study": ("budgets", "arms", *FOUND),
     **MEASURED,
 }
 
 
 class Finished(Exception):
     """This very run is done already."""
+
+
+class Unfinished(Exception):
+    """The command did the part of the run that it was asked for."""
 
 
 def out_folder(out: object) -> Path:
@@ -65,10 +69,10 @@ def run(command: str, config: dict[str, Any], argv: Sequence[str]) -> Iterator[P
     """
     records = records_of(folder := Path(config["out"]), command)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    with ExitStack() as stack:
+    with ExitStack() as stack, ExitStack() as alone:
         stack.callback(remove_empty, made)
         try:
-            stack.enter_context(occupied(folder, argv))
+            alone.enter_context(occupied(folder, argv))
         except (InUse, OSError):  # someone reads what is finished, or it lies on a disk that is read-only
             if not config.get("overwrite") and is_whole(command, records, config):
                 raise finished(command, folder) from None
@@ -83,6 +87,8 @@ def run(command: str, config: dict[str, Any], argv: Sequence[str]) -> Iterator[P
                 records.config.unlink(missing_ok=True)
                 write_whole(records.environment, json.dumps({**environment, "config": digest(text.encode())}, indent=2))
                 write_whole(records.config, text)
+            if config.get("part"):
+                alone.close()  # other parts work in the folder too; each of their trainings is locked
             yield folder
         except BaseException:
             if not begun(folder, command):
@@ -112,7 +118,7 @@ def occupied(folder: Path, argv: Sequence[str]) -> Iterator[None]:
         moved_to = replacing.settle(folder)
         if moved_to and moved_to != real(folder):
             say(f"{folder}: the run that was there is now {moved_to}; the one that was to replace it was killed")
-        sweep(folder, inside=("arms", "dictionaries", "report", "snapshots"))
+        sweep(folder, inside=("arms", "budgets", "dictionaries", "report", "snapshots"))
         yield
 
 
@@ -257,7 +263,9 @@ def resumes(command: str, out: object) -> bool:
     if command not in OUTPUTS or command in MEASURED or not isinstance(out, str):
         return False
     return any(
-        any(Path(out).glob(f"{place}{name}")) for place in ("", "arms/*/") for name in (CHECKPOINT, BEFORE, TRAINED)
+        any(Path(out).glob(f"{place}{name}"))
+        for place in ("", "arms/*/", "budgets/*/arms/*/")
+        for name in (CHECKPOINT, BEFORE, TRAINED)
     )
 
 

@@ -1,10 +1,11 @@
 """Arms: the dictionaries that a study trains, on any stream, each resumed where it was stopped."""
 
+import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
@@ -12,9 +13,13 @@ from rayscope.dictionaries import Dictionary, Learned, load
 from rayscope.evaluation.entry import Entry, Role, label, role_of
 from rayscope.model.sites import Site
 from rayscope.pipeline import train_dictionaries
+from rayscope.runs.lock import locked
+from rayscope.runs.run import Unfinished
 from rayscope.streams.stream import Batch, Stream
+from rayscope.studies.setting import Setting
 from rayscope.training.trained import DICTIONARIES, is_trained
 
+ARMS = "arms"  # in a study's folder: a folder for each training
 LIMIT = 32 * 2**30  # bytes on a device at a time, which leave room for the model and a step where there are 48 GB
 
 
@@ -44,27 +49,60 @@ class Named(Hashable, Protocol):
 A = TypeVar("A", bound=Named)
 
 
-def train_arms(
-    folder: Path,
-    stream: Stream,
-    calibration: Iterable[Batch],
-    arms: Mapping[A, Callable[..., Learned]],
-    *,
-    vocabulary: int = 1,
-    about: dict[Site, dict[str, Any]] | None = None,
-) -> dict[Site, dict[A, Dictionary]]:
-    """{site: {arm: dictionary}}, trained in `folder` on the whole stream; what is finished there is read again.
+@dataclass(frozen=True)
+class Training(Generic[A]):
+    """Arms that learn from the whole of one stream, all from the same batches in the same order.
 
-    calibration: held-out batches on which thresholds are set. All arms see the same batches in the same order.
+    calibration: held-out batches on which thresholds are set.
     """
-    if not is_trained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        makers = {arm.name: make for arm, make in arms.items()}
-        train_dictionaries(stream, calibration, makers, folder, about=about or {}, vocabulary=vocabulary)
-    return {
-        site: {arm: load(folder / DICTIONARIES / site.key / arm.name).to(stream.device) for arm in arms}
-        for site in stream.sites
-    }
+
+    stream: Stream
+    arms: Mapping[A, Callable[..., Learned]]
+    calibration: Iterable[Batch] = ()
+    about: Mapping[Site, dict[str, Any]] = field(default_factory=dict)
+    vocabulary: int = 1
+
+    def train(self, folder: Path) -> None:
+        """In the folder, unless it is done there. Raises InUse if another process is at it."""
+        if is_trained(folder):
+            return
+        with locked(folder, sys.argv[1:]):
+            makers = {arm.name: make for arm, make in self.arms.items()}
+            train_dictionaries(
+                self.stream, self.calibration, makers, folder, about=dict(self.about), vocabulary=self.vocabulary
+            )
+
+
+def train_all(setting: Setting, trainings: Mapping[str, Callable[[], Training]]) -> None:
+    """Each training in the folder of its name, made when its turn comes; what is finished is left as it is.
+
+    Raises Unfinished after those of the setting's part, if it has one.
+    """
+    number, of = setting.part or (1, 1)
+    mine = list(trainings)[number - 1 :: of]
+    for name in mine:
+        trainings[name]().train(setting.folder / ARMS / name)
+    if setting.part:
+        raise Unfinished(
+            f"part {number}/{of}: {len(mine)} of {len(trainings)} trainings are done in {setting.folder / ARMS}; "
+            "without part= the study trains what is left, and measures"
+        )
+
+
+def trained(
+    setting: Setting, name: str, arms: Iterable[A], sites: Sequence[Site] | None = None
+) -> dict[Site, dict[A, Dictionary]]:
+    """What `train_all` trained by this name. sites: the setting's, unless given."""
+    folder = setting.folder / ARMS / name
+    return read_arms(folder, setting.sites if sites is None else sites, arms, setting.source.model.device)
+
+
+def read_arms(
+    folder: Path, sites: Sequence[Site], arms: Iterable[A], device: torch.device | str = "cpu"
+) -> dict[Site, dict[A, Dictionary]]:
+    """{site: {arm: dictionary}} of a training in the folder."""
+    arms = list(arms)
+    return {site: {arm: load(folder / DICTIONARIES / site.key / arm.name).to(device) for arm in arms} for site in sites}
 
 
 def groups(sites: Sequence[Site], arms: Iterable[A], latents: int) -> list[tuple[tuple[Site, ...], tuple[A, ...]]]:

@@ -28,7 +28,7 @@ from rayscope.streams.source import Source
 from rayscope.streams.statistics import Moments
 from rayscope.streams.stream import Vectors
 from rayscope.studies.intervals import Observed, over_seeds, resamples
-from rayscope.studies.study import Findings, Setting
+from rayscope.studies.setting import Findings, Setting
 
 FAULTY = ("per_token_ratio", "about_zero", "scalar_mean", "centred_residual")
 COLUMNS = ["site", "seed", "by", "codec", "metric", "position0", "tokens", "expected", "observed", "error", *FAULTY]

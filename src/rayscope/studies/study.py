@@ -2,88 +2,21 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from rayscope.evaluation.measure import documents_predicted
 from rayscope.files import write_whole
 from rayscope.limits import met
-from rayscope.model.sites import Site
-from rayscope.streams.source import Source
-from rayscope.streams.stream import Stream
-from rayscope.studies.intervals import Observed, enough_documents
+from rayscope.runs.run import Unfinished
+from rayscope.studies.budgets import budgets, converged, to_csv
+from rayscope.studies.intervals import Observed
+from rayscope.studies.setting import Findings, Setting
 
 FEWEST_SEEDS = 2  # of one, nothing tells how another would have come out
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What a study works with. folder: the run's, in which its arms are trained, each resumed from its checkpoint;
-    size: whose options it was given.
-
-    Raises ValueError without a site or a seed.
-    """
-
-    source: Source
-    sites: tuple[Site, ...]
-    seeds: tuple[int, ...]
-    folder: Path
-    size: str | None = None
-
-    def __post_init__(self):
-        if not self.sites:
-            raise ValueError(
-                "sites.patterns: no site given; a study needs at least one, such as blocks.3.hook_resid_post"
-            )
-        self.check_list("seeds", self.seeds, [0, 1, 2])
-
-    @property
-    def residual(self) -> Site:
-        """The first residual site, or the first site if there is none."""
-        return next((site for site in self.sites if site.part == "residual"), self.sites[0])
-
-    def option(self, name: str) -> str:
-        """What the user calls an argument of the study."""
-        return f"study.sizes.{self.size}.{name}" if self.size else name
-
-    def check_list(self, name: str, values: Sequence[int], such: list[int]) -> None:
-        """Raises ValueError for none, and for a value given twice, which would count twice."""
-        values = list(values)
-        if not values:
-            raise ValueError(f"{self.option(name)}=[]: give at least one, such as {such}")
-        for value in values:
-            if values.count(value) > 1:
-                raise ValueError(f"{self.option(name)}={values}: {value} is given more than once")
-
-    def check_rows(self, **sizes: int) -> None:
-        """Raises ValueError for a size, by its name, whose whole rows of the test split are none, or of too few
-        documents for an interval: called before anything is trained."""
-        text = self.source.text
-        for name, tokens in sizes.items():
-            said = f"{self.option(name)}={tokens}"
-            if tokens < text.context:
-                raise ValueError(f"{said} is less than one row of {text.context} tokens; raise it")
-            enough_documents(documents_predicted(text.test, tokens, self.source.seed), said)
-
-    def check_stream(self, stream: Stream, **size: int) -> Stream:
-        """The same of a stream and the size, by its name, that it was asked for; returns the stream."""
-        ((name, tokens),) = size.items()
-        documents = {d for number in range(len(stream)) for d in stream.labels(number).documents_N.unique().tolist()}
-        enough_documents(len(documents), f"{self.option(name)}={tokens}")
-        return stream
-
-
-@dataclass(frozen=True)
-class Findings:
-    """table: tidy, sizes stated in it; observed: by the name of the prediction that it answers; figure: SVG."""
-
-    table: pd.DataFrame
-    observed: dict[str, Observed]
-    figure: str
+NOTHING = Observed.exactly(math.nan)
 
 
 @dataclass(frozen=True)
@@ -111,37 +44,79 @@ class Prediction:
 
 
 def conduct(
-    run: Callable[[Setting], Findings],
+    run: Callable[..., Findings],
     setting: Setting,
     *,
     name: str,
     question: str,
     predictions: dict[str, Prediction],
     size: str,
+    options: Mapping[str, Any] | None = None,
+    trained_on: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Runs a study and writes what it found; returns the verdict: {study, question, size, seeds, pass, predictions}.
+    """Runs a study and writes what it found; returns the verdict: {study, question, size, seeds, budgets, pass,
+    converged, predictions}.
 
+    options: of `run`. trained_on: those of them that say how many tokens it trains on. With any, it runs at a third of
+    them and at all of them, tables in one (column `budget`), and the verdict is that of the greatest budget at which a
+    prediction is observed; of one that is observed at none, as with a null that is left out, nothing is said.
     pass: every prediction that has a threshold holds; null if none has one, or if one was not judged and none failed.
-    Raises ValueError if predictions and observations differ in name.
+    Raises ValueError if what is observed was not predicted, and Unfinished once a part of the arms is trained.
     """
-    found = run(setting)
-    write_whole(setting.folder / "table.csv", found.table.to_csv(index=False, float_format="%.7g"))
-    write_whole(setting.folder / "figure.svg", found.figure)
-    if set(found.observed) != set(predictions):
-        raise ValueError(
-            f"study {name}: predictions {', '.join(predictions)}, but it observes {', '.join(found.observed)}"
-        )
+    found: dict[int | None, Findings] = {}
+    unfinished: Unfinished | None = None
+    for budget in budgets(setting, options or {}, trained_on):
+        try:
+            found[budget.tokens] = budget.findings(run)
+        except Unfinished as part:
+            unfinished = part
+    if unfinished:
+        raise unfinished
+    *_, last = found.values()
+    write_whole(setting.folder / "table.csv", to_csv(pd.concat([each.table for each in found.values()])))
+    write_whole(setting.folder / "figure.svg", last.figure)
+    for each in found.values():
+        if not set(each.observed) <= set(predictions):
+            raise ValueError(
+                f"study {name}: predictions {', '.join(predictions)}, but it observes {', '.join(each.observed)}"
+            )
     seeds = len(set(setting.seeds))
-    judged = {key: predictions[key].verdict(observed, seeds) for key, observed in found.observed.items()}
-    passes = [one["pass"] for one in judged.values() if one["threshold"] is not None]
+    judged = {
+        key: of_budgets({
+            tokens: prediction.verdict(each.observed[key], seeds)
+            for tokens, each in found.items()
+            if key in each.observed
+        } or {None: prediction.verdict(NOTHING, seeds) | {"pass": None}})
+        for key, prediction in predictions.items()
+    }  # fmt: skip
+    asked = [one for one in judged.values() if one["threshold"] is not None]
     verdict = {
         "study": name,
         "question": question,
         "size": size,
         "model": setting.source.model.name,
         "seeds": list(setting.seeds),
-        "pass": False if False in passes else None if None in passes or not passes else True,
+        "budgets": [tokens for tokens in found if tokens is not None],
+        "pass": whether([one["pass"] for one in asked]),
+        "converged": whether([one["converged"] for one in asked]),
         "predictions": judged,
     }
     write_whole(setting.folder / "verdict.json", json.dumps(verdict, indent=1, allow_nan=False))
     return verdict
+
+
+def of_budgets(by_tokens: dict[int | None, dict[str, Any]]) -> dict[str, Any]:
+    """The verdict at the greatest of them, and whether it has converged: null if it was observed at one alone.
+
+    at: {tokens: observed}, unless it has converged or nothing was trained.
+    """
+    *before, last = by_tokens.values()
+    found = {**last, "converged": converged(*before, last) if before else None}
+    if found["converged"] or None in by_tokens:
+        return found
+    return {**found, "at": {str(tokens): one["observed"] for tokens, one in by_tokens.items()}}
+
+
+def whether(each: Sequence[bool | None]) -> bool | None:
+    """All of them; null if there are none, or if one is and none is false."""
+    return False if False in each else None if None in each or not each else True

@@ -24,12 +24,12 @@ from rayscope.evaluation.recoding import OWN, check_coders, under
 from rayscope.model.sites import Site
 from rayscope.pipeline import measure_compared
 from rayscope.streams.positions import VIEWS
-from rayscope.studies.arms import Arm, groups, lent, parts, train_arms
+from rayscope.studies.arms import Arm, Training, groups, lent, parts, train_all, trained
 from rayscope.studies.intervals import Observed, over_seeds, resamples
 from rayscope.studies.pareto.amortisation import amortisation
 from rayscope.studies.pareto.figure import figure
 from rayscope.studies.pareto.ratios import Ratios
-from rayscope.studies.study import Findings, Setting
+from rayscope.studies.setting import Findings, Setting
 
 COLUMNS = [
     "site", "method", "coder", "family", "position0", "role", "k", "value_bits", "latents", "seed", "bits",
@@ -89,8 +89,8 @@ def pareto(
     }
     learned = [
         arm.entry(site, dictionary, "control" if arm.method in controls else None)
-        for site, trained in train(setting, makers, latents, tokens, validation_tokens).items()
-        for arm, dictionary in trained.items()
+        for site, of_site in train(setting, makers, latents, tokens, validation_tokens).items()
+        for arm, dictionary in of_site.items()
     ]
     fits = [fit for method, options in baselines.items() for fit in Baseline(method, **options).for_seeds(seeds)]
     compared = compare(
@@ -121,24 +121,29 @@ def train(
     tokens: int,
     validation_tokens: int,
 ) -> dict[Site, dict[Arm, Dictionary]]:
-    """As many arms at a time as fit on the device; all wait on the CPU."""
-    source = setting.source
-    trained: dict[Site, dict[Arm, Dictionary]] = {site: {} for site in setting.sites}
-    for number, (sites, arms) in enumerate(groups(setting.sites, makers, latents)):
-        stream = source.stream("train", sites, tokens, option=setting.option("tokens"))
-        option = setting.option("validation_tokens")
-        validation = source.stream("validation", sites, validation_tokens, "fp32", option)
-        group = train_arms(
-            setting.folder / "arms" / str(number),
-            stream,
-            validation,
+    """A seed at a time, as many of its arms as fit on the device; all wait on the CPU."""
+    source, of = setting.source, setting.option
+    each = {
+        f"seed{seed}_{number}": group
+        for seed in setting.seeds
+        for number, group in enumerate(groups(setting.sites, [arm for arm in makers if arm.seed == seed], latents))
+    }
+
+    def training(sites: tuple[Site, ...], arms: tuple[Arm, ...]) -> Training:
+        return Training(
+            source.stream("train", sites, tokens, option=of("tokens")),
             {arm: makers[arm] for arm in arms},
-            vocabulary=source.model.vocabulary,
-            about={site: source.provenance(site) for site in sites},
+            source.stream("validation", sites, validation_tokens, "fp32", of("validation_tokens")),
+            {site: source.provenance(site) for site in sites},
+            source.model.vocabulary,
         )
-        for site, dictionaries in group.items():
-            trained[site] |= {arm: dictionary.cpu() for arm, dictionary in dictionaries.items()}
-    return trained
+
+    train_all(setting, {name: partial(training, *group) for name, group in each.items()})
+    found: dict[Site, dict[Arm, Dictionary]] = {site: {} for site in setting.sites}
+    for name, (sites, arms) in each.items():
+        for site, dictionaries in trained(setting, name, arms, sites).items():
+            found[site] |= {arm: dictionary.cpu() for arm, dictionary in dictionaries.items()}
+    return found
 
 
 def measure_in_parts(compared: Comparison, **options: Any) -> Measurement:

@@ -6,7 +6,6 @@ B bootstrap draws, G documents, P parts of the documents, N vectors.
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from rayscope.model.sites import Site
 from rayscope.streams.planted import World
 from rayscope.streams.positions import VIEWS
 from rayscope.streams.stream import Batch
-from rayscope.studies.arms import Arm, train_arms
+from rayscope.studies.arms import Arm, Training
 from rayscope.studies.intervals import resamples
 from rayscope.studies.rays_vs_directions.polarity import PARTS, Ends, Polarity
 from rayscope.studies.rays_vs_directions.records import RAYS, Records, world_stream
@@ -96,25 +95,20 @@ def reconstructions(
             add("dead", meter.whole()["dead"], tokens=len(held_out))
 
 
-def on_world(
-    records: Records,
-    world: World,
-    share: float,
-    seed: int,
-    folder: Path,
-    *,
-    latents: int,
-    k: int,
-    lr: float | None,
-    tokens: int,
-    test_tokens: int,
-) -> None:
-    """AbsTopK on a world: its bipolar_share, and true_bipolar_share, of the world's own codes of the same vectors."""
-    arm, stream = Arm("planted", k, seed), world_stream(share)
-    place = folder / f"planted_{round(1000 * share)}_s{seed}"
+def planted_arm(seed: int, k: int) -> Arm:
+    return Arm("planted", k, seed)
+
+
+def world_training(world: World, seed: int, *, latents: int, k: int, lr: float | None, tokens: int) -> Training:
+    """AbsTopK on a world."""
     make = partial(AbsTopK, latents=latents, k=k, seed=seed, lr=lr)
-    dictionary = train_arms(place, world.stream("train", tokens), [], {arm: make})[world.site][arm]
-    learned, true = Polarity.of(latents), Polarity.of(world.features)
+    return Training(world.stream("train", tokens), {planted_arm(seed, k): make})
+
+
+def on_world(records: Records, world: World, share: float, arm: Arm, dictionary: Dictionary, test_tokens: int) -> None:
+    """bipolar_share, and true_bipolar_share, of the world's own codes of the same vectors."""
+    stream = world_stream(share)
+    learned, true = Polarity.of(dictionary.latents), Polarity.of(world.features)
     test = world.stream("test", test_tokens)
     for number, batch in enumerate(test):
         with torch.no_grad():

@@ -1,24 +1,35 @@
 """Rays or directions? Half-lines and lines at equal bits, on real activations, mirrored ones, and planted worlds."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from itertools import product
 from typing import Any
 
-from rayscope.dictionaries import AbsTopK, BottleneckTopK, Learned, TiedTopK, TopK
+from torch import Tensor
+
+from rayscope.dictionaries import AbsTopK, BottleneckTopK, Dictionary, Learned, TiedTopK, TopK
 from rayscope.evaluation.comparison import compare
 from rayscope.evaluation.recoding import under
+from rayscope.model.sites import Site
 from rayscope.pipeline import measure_compared
 from rayscope.streams.planted import World
 from rayscope.streams.sign_flip import SignFlip
-from rayscope.streams.stream import Batch
-from rayscope.studies.arms import Arm, train_arms
+from rayscope.streams.statistics import Moments
+from rayscope.streams.stream import Batch, Stream
+from rayscope.studies.arms import Arm, Training, train_all, trained
 from rayscope.studies.rays_vs_directions.figure import figure
-from rayscope.studies.rays_vs_directions.measures import evaluation, on_world, polarities, reconstructions
+from rayscope.studies.rays_vs_directions.measures import (
+    evaluation,
+    on_world,
+    planted_arm,
+    polarities,
+    reconstructions,
+    world_training,
+)
 from rayscope.studies.rays_vs_directions.observed import observe
 from rayscope.studies.rays_vs_directions.records import DIRECTIONS, DIRECTIONS_2M, RAYS, RAYS_M, Records
-from rayscope.studies.study import Findings, Setting
+from rayscope.studies.setting import Findings, Setting
 
 BY_OMP = (RAYS, DIRECTIONS, RAYS_M, DIRECTIONS_2M)  # measured under OMP too
 
@@ -76,7 +87,7 @@ def rays_vs_directions(
     NaN if there is nothing to measure. Raises ValueError for no ks, no bipolar, and a null_k not among ks.
     """
     check(setting, ks, null_k, bipolar)
-    source, sites, folder = setting.source, setting.sites, setting.folder / "arms"
+    source, sites = setting.source, setting.sites
     stream = source.stream("train", sites, tokens, option=setting.option("tokens"))
     validation = source.stream("validation", sites, validation_tokens, option=setting.option("validation_tokens"))
     test = source.stream("test", sites, test_tokens, option=setting.option("test_tokens"))
@@ -94,11 +105,31 @@ def rays_vs_directions(
         for k in ks
         for method, make in methods.items()
     }
+    pair = {arm: make for arm, make in arms.items() if arm.k == null_k and arm.method in (RAYS, DIRECTIONS)}
+    taught = {name: value for name, value in planted.items() if name != "test_tokens"}
+    means = cache(lambda: means_of(source.stream("train", sites, fit_tokens, "fp32")))
+    worlds = {place: world(bipolar=place[0], seed=place[1]) for place in product(bipolar, setting.seeds)}
     about = {site: source.provenance(site) for site in sites}
+
+    def real(seed: int) -> Training:
+        return Training(stream, of_seed(arms, seed), validation, about)
+
+    def flipped(seed: int) -> Training:
+        signs = (SignFlip(those, means(), seed=seed) for those in (stream, validation))  # a draw for each seed
+        return Training(next(signs), of_seed(pair, seed), next(signs), about)
+
+    train_all(
+        setting,
+        {
+            **{f"real_seed{seed}": partial(real, seed) for seed in setting.seeds},
+            **{f"sign_flip_seed{seed}": partial(flipped, seed) for seed in setting.seeds},
+            **{of_world(*place): partial(world_training, one, place[1], **taught) for place, one in worlds.items()},
+        },
+    )
     records = Records()
 
-    learned = train_arms(folder / "real", stream, validation, arms, about=about)
-    entries = [arm.entry(site, dictionary) for site, trained in learned.items() for arm, dictionary in trained.items()]
+    learned = of_seeds(setting, "real", arms)
+    entries = [arm.entry(site, dictionary) for site, found in learned.items() for arm, dictionary in found.items()]
     compared = compare(source, entries, [], null_k, fit_tokens, option="study.run.fit_tokens")
     by_omp = under([entry for entry in entries if entry.method in BY_OMP], ["omp"])
     compared = replace(compared, entries=[*entries, *by_omp])
@@ -108,15 +139,15 @@ def rays_vs_directions(
     evaluation(records, "real", measured, compared.entries)
     polarities(records, "real", learned, Batch.join(test))
 
-    means = {key: fit.mean_D for key, fit in compared.fitted.items()}
-    flipped, held_out, mirrored = (SignFlip(real, means) for real in (stream, test, validation))
-    pair = {arm: make for arm, make in arms.items() if arm.k == null_k and arm.method in (RAYS, DIRECTIONS)}
-    learned = train_arms(folder / "sign_flip", flipped, mirrored, pair, about=about)
-    polarities(records, "sign_flip", learned, Batch.join(held_out))
-    reconstructions(records, "sign_flip", learned, Batch.join(held_out), Batch.join(mirrored))
+    learned = of_seeds(setting, "sign_flip", pair)
+    held_out, mirrored = (Batch.join(SignFlip(those, means())) for those in (test, validation))
+    polarities(records, "sign_flip", learned, held_out)
+    reconstructions(records, "sign_flip", learned, held_out, mirrored)
 
-    for share, seed in product(bipolar, setting.seeds):
-        on_world(records, world(bipolar=share, seed=seed), share, seed, folder, **planted)
+    for (share, seed), one in worlds.items():
+        arm = planted_arm(seed, planted["k"])
+        dictionary = trained(setting, of_world(share, seed), [arm], [one.site])[one.site][arm]
+        on_world(records, one, share, arm, dictionary, planted["test_tokens"])
     observed = observe(records, sites, list(ks), null_k, setting.seeds, list(bipolar))
     return Findings(records.table(), observed, figure(records, null_k, setting.seeds[0]))
 
@@ -127,3 +158,32 @@ def check(setting: Setting, ks: Sequence[int], null_k: int, bipolar: Sequence[fl
         raise ValueError("study.run.bipolar=[]: give at least one, such as [0, 0.5, 1]")
     if null_k not in ks:
         raise ValueError(f"{setting.option('null_k')}={null_k} is not among ks={list(ks)}; choose one of those")
+
+
+def of_seed(arms: Mapping[Arm, Callable[..., Learned]], seed: int) -> dict[Arm, Callable[..., Learned]]:
+    return {arm: make for arm, make in arms.items() if arm.seed == seed}
+
+
+def of_seeds(setting: Setting, name: str, arms: Iterable[Arm]) -> dict[Site, dict[Arm, Dictionary]]:
+    """What was trained seed by seed, in the order of the arms."""
+    arms = list(arms)
+    by_seed = [
+        trained(setting, f"{name}_seed{seed}", [arm for arm in arms if arm.seed == seed]) for seed in setting.seeds
+    ]
+    return {
+        site: {arm: dictionary for found in by_seed for arm, dictionary in found[site].items()}
+        for site in setting.sites
+    }
+
+
+def of_world(share: float, seed: int) -> str:
+    return f"planted_{round(1000 * share)}_seed{seed}"
+
+
+def means_of(stream: Stream) -> dict[str, Tensor]:
+    """{site.key: the mean}, which vectors are mirrored in."""
+    moments = {site.key: Moments() for site in stream.sites}
+    for batch in stream:
+        for key, x_ND in batch.activations.items():
+            moments[key].update(x_ND)
+    return {key: one.mean_D for key, one in moments.items()}
