@@ -25,9 +25,11 @@ def figure(table: pd.DataFrame) -> str:
             here = gains[gains["site"] == site]
             ks = sorted(here["k"].unique())
             for (i, k), method in product(enumerate(ks), (FROZEN, RAYS)):
+                of_arm = here[(here["k"] == k) & (here["method"] == method)]
+                if of_arm.empty:
+                    continue
                 mine = (
-                    here[(here["k"] == k) & (here["method"] == method)]
-                    .groupby("stream")[["value", "low", "high"]]
+                    of_arm.groupby("stream")[["value", "low", "high"]]
                     .agg({"value": "mean", "low": "min", "high": "max"})
                     .reindex(order)
                 )

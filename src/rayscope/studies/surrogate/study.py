@@ -54,14 +54,15 @@ def surrogate(
     """gain = 1 - FVU(rays) / FVU(pca_topk), PCA at the least k that costs at least the bits of the rays.
 
     fit_tokens: what moments and means by token are taken from; the fewer, the less of rare tokens the mixture keeps,
-    and what it lacks passes for more than tokens. Rays, and rays whose decoder is frozen as it was drawn, are trained
-    on each stream; PCA is that of the stream's own mean and covariance, which the four surrogates share with the real
-    one, and so do their test vectors exactly (`Surrogate.match`). Each null is drawn once per seed: see `Arenas`.
+    and what it lacks passes for more than tokens. Rays are trained on each stream, at the least k also with a decoder
+    that is frozen as it was drawn. PCA is that of the stream's own mean and covariance, which the four surrogates share
+    with the real one, and so do their test vectors exactly (`Surrogate.match`). Each null is drawn once per seed: see
+    `Arenas`.
 
     Observes `prefix`, the largest relative difference of pca_prefix's FVU on the first three nulls from the real one;
     for the nulls in SHARES the gain there as a share of the real gain, largest over sites and k; `frozen`, the same of
-    frozen decoders on the real activations; `beyond_tokens`, the real gain less that on the token mixture, least over
-    sites and k. Of nulls that are left out nothing is observed.
+    frozen decoders on the real activations, at the least k; `beyond_tokens`, the real gain less that on the token
+    mixture, least over sites and k. Of nulls that are left out nothing is observed.
     """
     setting.check_list("ks", ks, [8, 16])
     check_nulls(nulls)
@@ -71,17 +72,21 @@ def surrogate(
     arms = {
         seed: {
             Arm(method, k, seed): partial(make, latents=latents, k=k, seed=seed, lr=lr)
-            for method, make in ((RAYS, rays), (FROZEN, frozen))
-            for k in ks
+            for method, make, of_ks in ((RAYS, rays, ks), (FROZEN, frozen, [min(ks)]))
+            for k in of_ks
         }
         for seed in setting.seeds
     }
 
-    def training(name: str, seed: int) -> Training:
-        return Training(arenas.stream(name, seed), arms[seed], [arenas.validation(name, seed)])
+    each = {(name, seed): folder_of(name, seed) for name, seed in product(streams, setting.seeds)}
 
-    each = {(name, seed): f"{name}_seed{seed}" for name, seed in product(streams, setting.seeds)}
-    train_all(setting, {folder: partial(training, *place) for place, folder in each.items()})
+    def training(folder: str) -> Training:
+        (name, first), *more = [place for place, of in each.items() if of == folder]
+        seeds = [first, *(seed for _, seed in more)]
+        learned = {arm: make for seed in seeds for arm, make in arms[seed].items()}
+        return Training(arenas.stream(name, first), learned, [arenas.validation(name, first)])
+
+    train_all(setting, {folder: partial(training, folder) for folder in dict.fromkeys(each.values())})
 
     gains: dict[str, Gains] = {name: {} for name in streams}
     prefix: dict[tuple[str, int, str, int], float] = {}
@@ -101,6 +106,11 @@ def surrogate(
     return Findings(table, observed(gains, prefix, cells, setting.seeds), figure(table))
 
 
+def folder_of(name: str, seed: int) -> str:
+    """Of a training: all seeds share the pass over the real text."""
+    return name if name == REAL else f"{name}_seed{seed}"
+
+
 def observed(
     gains: dict[str, Gains], prefix: dict[tuple[str, int, str, int], float], cells: Sequence[Cell], seeds: Sequence[int]
 ) -> dict[str, Observed]:
@@ -111,7 +121,8 @@ def observed(
 
     real = gains[REAL]
     found = {name: worst_share(gains[name], real, cells, seeds) for name in SHARES if name in gains}
-    found["frozen"] = worst_share(real, real, cells, seeds, FROZEN)
+    least = min(k for _, k in cells)
+    found["frozen"] = worst_share(real, real, [(hook, k) for hook, k in cells if k == least], seeds, FROZEN)
     if differences := list(apart()):
         found["prefix"] = Observed.exactly(max(differences))
     if "token_mixture" in gains:
