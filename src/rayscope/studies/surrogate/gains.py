@@ -80,7 +80,7 @@ def gains_of(site: Site, measured: Sequence[Measured]) -> Gains:
 
 def of_documents(meter: Meter) -> tuple[float, Tensor]:
     """(FVU, [B] its bootstrap over documents, the same resamples for every codec)."""
-    documents = len(meter.errors["excluded"].error_G)
+    documents = len(meter.point().errors["excluded"].error_G)
     fvu = meter.statistics()["fvu"]
     return fvu(torch.ones(1, documents, dtype=torch.float64)).item(), fvu(resamples(documents, DRAWS))
 
