@@ -436,8 +436,8 @@ def test_evaluate_features_and_report(source, copy, capsys):
 def test_a_coder_that_is_none_is_said_before_anything_is_read(wrong, tmp_path):
     for given, said in (
         ("[own,opm]", "evaluation.coders: no coder 'opm'; nearest: omp"),
-        ("[lars]", "evaluation.coders: no coder 'lars'; it is own, topk, omp, pursuit or fista"),
-        ("[]", "evaluation.coders=[]: give one at least of own, topk, omp, pursuit or fista"),
+        ("[lars]", "evaluation.coders: no coder 'lars'; it is own, refined, topk, omp, pursuit or fista"),
+        ("[]", "evaluation.coders=[]: give one at least of own, refined, topk, omp, pursuit or fista"),
         ("[omp,omp]", "evaluation.coders=[omp,omp]: give each coder once"),
         ("omp", "evaluation.coders=omp: a list, each a coder, not empty, such as [own, omp]"),
     ):

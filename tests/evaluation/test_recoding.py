@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from helpers import randn
-from rayscope.dictionaries import BatchTopK, Linear, Recoded, TopK
+from rayscope.dictionaries import BatchTopK, Gated, Linear, Recoded, TopK
 from rayscope.evaluation.entry import Entry
 from rayscope.evaluation.recoding import alike, are_orthogonal, check_coders, under
 from rayscope.evaluation.seconds import COLUMNS, Stopwatch
@@ -89,8 +89,18 @@ def test_a_name_that_another_entry_has_is_refused(site):
         under([*entries, other], ["own", "omp"])
 
 
+def test_only_k_sparse_kinds_have_refined_codes_and_once(site):
+    kinds = {"topk": TopK(32, 64, 4), "gated": Gated(32, 64, 4), "given": Linear(32, 64, 4, "omp", rows(64))}
+    more = {"whitened": TopK(32, 64, 4, whiten=True), "trained": TopK(32, 64, 4, refine=3)}
+    found = under(entries_of(site, kinds | more), ["own", "refined"])
+    assert [entry.name for entry in found] == [
+        *("topk_k4", "topk_k4_refined", "gated_k4", "given_k4", "whitened_k4", "trained_k4")
+    ]
+    assert (found[1].coder, found[1].dictionary.refine, found[0].dictionary.refine) == ("refined", 2, None)
+
+
 def test_what_is_no_list_of_coders():
-    check_coders(["own", "topk", "omp", "pursuit", "fista"])
+    check_coders(["own", "refined", "topk", "omp", "pursuit", "fista"])
     for coders, message in (([], "give one"), (["opm"], "nearest: omp"), (["own", "own"], "each coder once")):
         with pytest.raises(ValueError, match=f"study.run.coders.*{message}"):
             check_coders(coders, "study.run.coders")

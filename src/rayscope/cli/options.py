@@ -49,6 +49,7 @@ DICTIONARY: dict[str, Type] = {  # what the constructors of learned dictionaries
     "auxk_coefficient": Number(0),
     "whiten": Flag(),
     "initial_rows": Optional(Text("a name")),
+    "refine": Optional(COUNT),
     "rank": COUNT,
     "prior": Number(0),
     "groups": Optional(Listed(COUNT, such="[512, 2048]")),

@@ -9,15 +9,23 @@ from torch.nn import functional as F
 
 from rayscope.dictionaries.base import Codes, Dictionary
 from rayscope.dictionaries.coders import SEARCHES
+from rayscope.dictionaries.learned.k_sparse import KSparse
 from rayscope.dictionaries.linear import Linear
 
+REFINED = "refined"  # the coder that keeps the encoder
 CHUNK = 8192  # vectors whose codes are held in rows of one length
 UNIT = 1e-6  # a length differs from 1 by less: rounding
 
 
-def recoded(dictionary: Dictionary, coder: str, k: int | None = None) -> "Recoded":
-    """The dictionary, or the same at another k, coded by topk, omp, pursuit or fista (see `Linear`)."""
-    return Recoded(dictionary if k is None else dictionary.with_k(k), coder)
+def recoded(dictionary: Dictionary, coder: str, k: int | None = None) -> Dictionary:
+    """The dictionary, or the same at another k, coded by topk, omp, pursuit or fista (see `Linear`), or refined (see
+    `KSparse`, the kinds that can be)."""
+    dictionary = dictionary if k is None else dictionary.with_k(k)
+    if coder != REFINED:
+        return Recoded(dictionary, coder)
+    if not isinstance(dictionary, KSparse):
+        raise ValueError(f"coder='{REFINED}': a {dictionary.kind} dictionary has no codes of k latents to refine")
+    return dictionary.refined()
 
 
 class Recoded(Dictionary):
@@ -65,7 +73,7 @@ class Recoded(Dictionary):
         return self.dictionary.bias_at(tokens_N).detach()
 
     def with_k(self, k: int) -> "Recoded":
-        return recoded(self.dictionary, self.coder, k)
+        return Recoded(self.dictionary.with_k(k), self.coder)
 
     @torch.no_grad()
     def encode_sparse(self, x_ND: Tensor, tokens_N: Tensor | None = None) -> Codes:

@@ -9,10 +9,12 @@ from torch.nn import functional as F
 
 from rayscope.dictionaries import Dictionary, Linear, recoded
 from rayscope.dictionaries.coders import SEARCHES
+from rayscope.dictionaries.learned.k_sparse import KSparse
+from rayscope.dictionaries.recoding import REFINED
 from rayscope.evaluation.entry import Entry
 
 OWN = "own"  # the encoder that a dictionary was learned or fitted with
-CODERS = (OWN, *SEARCHES)
+CODERS = (OWN, REFINED, *SEARCHES)
 NEARLY = 1e-4  # cosines below this are those of orthogonal directions
 
 
@@ -32,7 +34,8 @@ def check_coders(coders: Sequence[str], option: str = "evaluation.coders") -> No
 def under(entries: Iterable[Entry], coders: Sequence[str]) -> list[Entry]:
     """Each entry under each of the coders, its names with the coder's at the end.
 
-    Codes that an entry has already are left out (see `alike`), and what has its own coder alone stays (see `is_fixed`).
+    Codes that an entry has already are left out (see `alike`), as are refined codes of what has none. What has its own
+    coder alone stays (see `is_fixed`).
     Raises ValueError if a name is another entry's.
     """
     entries, found = list(entries), []
@@ -44,7 +47,7 @@ def under(entries: Iterable[Entry], coders: Sequence[str]) -> list[Entry]:
         if is_fixed(entry):
             continue
         for coder in coders:
-            if coder in (OWN, *same):
+            if coder in (OWN, *same) or (coder == REFINED and not can_be_refined(entry.dictionary)):
                 continue
             name = f"{entry.name}_{coder}"
             if (entry.site, name) in names:
@@ -65,9 +68,16 @@ def alike(dictionary: Dictionary) -> tuple[str, ...]:
     """The coders that give its own codes: of given directions the one they have, or all, if one code is the projection
     on a direction whatever the others are.
     """
+    if isinstance(dictionary, KSparse) and dictionary.refine is not None:
+        return (REFINED,)
     if not isinstance(dictionary, Linear) or dictionary.fixed_support:
         return ()
     return tuple(SEARCHES) if dictionary.k == 1 or are_orthogonal(dictionary) else (dictionary.coder,)
+
+
+def can_be_refined(dictionary: Dictionary) -> bool:
+    """Has it an encoder that puts k latents first? (Whitened ones learn in another metric than x.)"""
+    return isinstance(dictionary, KSparse) and not dictionary.whiten
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ N vectors, C vectors of a chunk, D site width, L latents, M chosen (vector, late
 import torch
 from torch import Tensor
 
-from rayscope.dictionaries.learned.base import Learned
+from rayscope.dictionaries.learned.k_sparse import KSparse
 from rayscope.dictionaries.learned.training_pass import TrainingPass
 from rayscope.dictionaries.learned.units import Units
 from rayscope.dictionaries.learned.vectors import full_precision
@@ -20,7 +20,7 @@ from rayscope.dictionaries.sparse.selection import (
 )
 
 
-class ByVector(Learned):
+class ByVector(KSparse):
     """The k latents of each vector with the largest pre (rays) or |pre| (signed)."""
 
     def choose(self, centred_ND: Tensor) -> SparsePattern:
@@ -31,6 +31,9 @@ class ByVector(Learned):
         values_Ck = products_CL.gather(1, indices_Ck) + self.b_enc_L[indices_Ck]
         kept_Ck = values_Ck != 0 if self.signed else values_Ck > 0
         return kept_Ck.sum(1), indices_Ck[kept_Ck], values_Ck[kept_Ck]
+
+    def own_counts(self, products_CL: Tensor) -> Tensor:
+        return torch.full((len(products_CL),), self.k, device=products_CL.device)
 
 
 class TopK(ByVector):
@@ -47,7 +50,7 @@ class AbsTopK(ByVector):
     signed = True
 
 
-class BatchTopK(Learned):
+class BatchTopK(KSparse):
     """Training: the N * k largest relu(pre) of a batch of N (2412.06410). In use: z = relu(pre) where pre > threshold.
 
     threshold: while training, the bias-corrected mean over steps (decay .95) of the smallest value chosen (a choice
@@ -57,7 +60,7 @@ class BatchTopK(Learned):
     kind = "batchtopk"
     signed = False
     adaptive = True
-    training_only = (*Learned.training_only, "threshold_mean", "threshold_steps")
+    training_only = (*KSparse.training_only, "threshold_mean", "threshold_steps")
     decay = 0.95
     threshold: Tensor
     threshold_mean: Tensor
@@ -80,6 +83,9 @@ class BatchTopK(Learned):
         floor = max(self.threshold.item(), 0.0)
         counts_C, places, values = above(products_CL, self.b_enc_L.detach(), floor)
         return counts_C, places % self.latents, values
+
+    def own_counts(self, products_CL: Tensor) -> Tensor:
+        return self.active_codes(products_CL)[0]
 
     @torch.no_grad()
     def after_step(self, passed: TrainingPass) -> None:

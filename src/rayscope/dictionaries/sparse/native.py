@@ -1,4 +1,5 @@
-"""select.c, compiled for this machine's processor on first use. Where that cannot be, PyTorch does the same, slower.
+"""select.c and refine.c, compiled for this machine's processor on first use. Where that cannot be, PyTorch does the
+same, slower.
 
 The library lies in the user's cache folder under a name made of the source, the compiler and the processor; one that
 somebody else may have put there is never loaded. A run's environment.json says whether it was there. RAYSCOPE_NATIVE=0
@@ -34,12 +35,13 @@ FUNCTIONS = {
     "count_above": (None, [POINTER, POINTER, FLOAT, POINTER, LONG, LONG, INT, INT]),
     "list_above": (None, [POINTER, POINTER, FLOAT, POINTER, POINTER, POINTER, LONG, LONG, INT, INT]),
     "dots_of_pairs": (None, [POINTER, POINTER, POINTER, POINTER, POINTER, LONG, LONG, INT]),
+    "refine_codes": (INT, [POINTER] * 7 + [LONG] * 5 + [INT, INT]),
 }
 
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The functions of select.c; None if there is no C compiler, or it fails."""
+    """The functions of both; None if there is no C compiler, or it fails."""
     command = shlex.split(os.environ.get("CC", "cc"))
     unwanted = os.environ.get("RAYSCOPE_NATIVE") == "0" or sys.platform == "win32"
     if unwanted or not command or shutil.which(command[0]) is None:
@@ -74,7 +76,9 @@ def found(command: list[str]) -> ctypes.CDLL:
 
 
 def source() -> bytes:
-    return files("rayscope.dictionaries.sparse").joinpath("select.c").read_bytes()
+    """One file of both: refine.c uses what select.c defines."""
+    folder = files("rayscope.dictionaries.sparse")
+    return b"".join(folder.joinpath(name).read_bytes() for name in ("select.c", "refine.c"))
 
 
 def name_of(command: list[str]) -> str:
@@ -238,3 +242,20 @@ def dots_of_pairs(x_ND: Tensor, W_LD: Tensor, indices_M: Tensor, offsets: Tensor
     pointers = (tensor.data_ptr() for tensor in (x_ND, W_LD, indices_M, offsets, dots_M))
     library().dots_of_pairs(*pointers, len(x_ND), x_ND.shape[1], torch.get_num_threads())  # type: ignore[union-attr]
     return dots_M
+
+
+def refine_codes(
+    x_ND: Tensor, W_LD: Tensor, candidates_NS: Tensor, pre_NS: Tensor, own_N: Tensor, times: int, signed: bool
+) -> tuple[Tensor, Tensor] | None:
+    """(indices, values), both (N, K), of `refine.refine_codes`. None: does not fit."""
+    x_ND, W_LD, pre_NS = x_ND.contiguous(), W_LD.contiguous(), pre_NS.contiguous()
+    if x_ND.dtype != torch.float32 or not fits(x_ND, W_LD, pre_NS):
+        return None
+    candidates_NS, own_N = candidates_NS.contiguous(), own_N.contiguous()
+    (N, S), K = candidates_NS.shape, int(own_N.max()) if len(own_N) else 0
+    indices_NK, values_NK = torch.empty(N, K, dtype=torch.int64), torch.empty(N, K)
+    tensors = x_ND, W_LD, candidates_NS, pre_NS, own_N, indices_NK, values_NK
+    pointers, sizes = (tensor.data_ptr() for tensor in tensors), (N, x_ND.shape[1], S, K, times)
+    if library().refine_codes(*pointers, *sizes, torch.get_num_threads(), signed):  # type: ignore[union-attr]
+        raise MemoryError("no memory for refined codes")
+    return indices_NK, values_NK
