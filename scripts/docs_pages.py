@@ -94,7 +94,8 @@ def options_page() -> str:
         *choices("dictionaries"),
     ]
     lines += ["NAME stands for each of them.", ""]
-    lines += markdown(rows(CONF / "dictionaries/shared/learned.yaml", "dictionaries.NAME."))
+    shared = (CONF / f"dictionaries/shared/{name}.yaml" for name in ("learned", "k_sparse"))
+    lines += markdown([row for path in shared for row in rows(path, "dictionaries.NAME.")])
     kinds = [path for path in sorted((CONF / "dictionaries").glob("*.yaml")) if path.stem != "demo"]
     lines += markdown([row for path in kinds for row in rows(path, "dictionaries.")])
     lines += ["## baselines", "", *choices("baselines"), *markdown(rows(CONF / "baselines/all.yaml", "baselines."))]

@@ -39,7 +39,10 @@ def groups_of(command: str) -> set[str]:
 def test_every_file_is_known():
     found = {path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.yaml")}
     choices = {f"{group}/{choice}.yaml" for group, choice in CHOICES}
-    assert found == choices | {f"{name}.yaml" for name in [*COMMANDS, "base", "quiet", "dictionaries/shared/learned"]}
+    assert found == choices | {
+        f"{name}.yaml"
+        for name in [*COMMANDS, "base", "quiet", "dictionaries/shared/learned", "dictionaries/shared/k_sparse"]
+    }
 
 
 def test_the_pages_and_the_help_name_every_command(capsys):
