@@ -173,13 +173,14 @@ def evaluate_dictionaries(
 
 def evaluate_elsewhere(compared: Comparison, source: Source, path: Path, *, draws: int, **options: Any) -> None:
     """Writes what evaluation.csv says, on the text of another source, of what was fitted on the run's: the learned
-    dictionaries and PCA near the headline's bits, under their own coders, at the most bits per value, with a quarter of
-    the splices. One table is not worth more of a demo's time.
+    dictionaries and PCA near the headline's bits, under their own coders, at the most bits per value, on half of the
+    tokens, with a quarter of the splices. One table is not worth more of a demo's time.
     """
     near = named_or_headline(compared.entries, None, compared.headline_k)
     entries = [e for e in near if e.family == "PCA" or (e in compared.learned and e.role != "control")]
     options["value_bits"] = sorted(options["value_bits"])[-1:]
-    options["splice_tokens"] = max(source.text.context, options["splice_tokens"] // 4)
+    for name, part in (("tokens", 2), ("splice_tokens", 4)):
+        options[name] = max(source.text.context, options[name] // part)
     measured = measure_compared(replace(compared, source=source, entries=entries), **options)
     write_table(measured.table(draws, source.seed), path)
 

@@ -60,7 +60,7 @@ def test_a_demo_measures_its_headline_on_the_prose_that_ships(demo, source, whol
 
     main(latest("evaluate", *source[:3], "text=prose", "text.max_tokens=40_000", "stream.batch_size=64",
                 "stream.round_tokens=512", *MEASURED, "evaluation.value_bits=[8]",
-                "evaluation.splice_tokens=64",
+                "evaluation.splice_tokens=64", "evaluation.tokens=256",
                 f"dictionaries.folder={whole / 'dictionaries'}",
                 f"out={tmp_path / 'same'}"))  # fmt: skip
     same = values(tmp_path / "same", "evaluation.csv")
