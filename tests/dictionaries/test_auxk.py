@@ -8,22 +8,17 @@ from rayscope.dictionaries.sparse import auxk
 from rayscope.dictionaries.sparse.auxk import auxk_error
 
 
-def dense_error(W_enc, b_enc, b_dec, W_dec, dead_A, x_ND, e_ND, auxk, signed):
-    pre_NA = ((x_ND - b_dec) @ W_enc.T + b_enc)[:, dead_A]
-    size_NA = pre_NA.abs() if signed else pre_NA
-    mask_NA = torch.zeros_like(pre_NA).scatter(1, size_NA.topk(min(auxk, len(dead_A))).indices, 1)
-    z_NA = (pre_NA if signed else pre_NA.relu()) * mask_NA
+def dense_error(W_enc, W_dec, dead_A, x_ND, e_ND, auxk, signed):
+    dots_NA = (x_ND @ W_enc.T)[:, dead_A]
+    size_NA = dots_NA.abs() if signed else dots_NA
+    mask_NA = torch.zeros_like(dots_NA).scatter(1, size_NA.topk(min(auxk, len(dead_A))).indices, 1)
+    z_NA = (dots_NA if signed else dots_NA.relu()) * mask_NA
     return (e_ND - z_NA @ W_dec[dead_A]).square().sum()
 
 
 def inputs(N, D, L, dtype=torch.float64):
-    parameters = randn64(L, D, dtype=dtype), randn64(L, seed=1, dtype=dtype), randn64(D, seed=2, dtype=dtype)
-    parameters = *parameters, randn64(L, D, seed=3, dtype=dtype)
-    return (
-        [p.requires_grad_() for p in parameters],
-        randn64(N, D, seed=4, dtype=dtype),
-        randn64(N, D, seed=5, dtype=dtype),
-    )
+    weights = randn64(L, D, dtype=dtype), randn64(L, D, seed=3, dtype=dtype)
+    return [W.requires_grad_() for W in weights], randn64(N, D, seed=4, dtype=dtype), randn64(N, D, seed=5, dtype=dtype)
 
 
 @pytest.mark.parametrize("signed", [False, True])
@@ -42,10 +37,10 @@ def test_error_and_gradients_equal_dense_autograd(signed, k, monkeypatch):
 
 def test_a_decoder_that_does_not_learn_is_left_alone():
     parameters, x_ND, e_ND = inputs(10, 5, 30)
-    parameters[3].requires_grad_(False)
+    parameters[1].requires_grad_(False)
     auxk_error(*parameters, torch.tensor([1, 2]), x_ND, e_ND, 1, False).backward()
-    assert parameters[3].grad is None
-    assert all(p.grad is not None for p in parameters[:3])
+    assert parameters[1].grad is None
+    assert parameters[0].grad is not None
 
 
 def test_bfloat16_products_keep_the_gradient_s_direction(monkeypatch):
@@ -55,4 +50,4 @@ def test_bfloat16_products_keep_the_gradient_s_direction(monkeypatch):
     fast = torch.autograd.grad(auxk_error(*parameters, dead_A, x_ND, e_ND, 100, False), parameters)
     exact = torch.autograd.grad(dense_error(*parameters, dead_A, x_ND, e_ND, 100, False), parameters)
     for grad, dense in zip(fast, exact, strict=True):
-        assert torch.cosine_similarity(grad.to_dense().flatten(), dense.flatten(), dim=0) > 0.999
+        assert torch.cosine_similarity(grad.to_dense().flatten(), dense.flatten(), dim=0) > 0.995

@@ -206,6 +206,8 @@ def dense_losses(dictionary, x_ND, parameters):
     prefixes = [x_ND - (act_NL * mask_NL)[:, :g] @ W_dec[:g] - b_dec for g in getattr(dictionary, "groups", [40])]
     reconstruction = sum(e_ND.square().sum() for e_ND in prefixes) / len(prefixes) / spread
     e_ND = prefixes[-1].detach()
+    dots_NL = e_ND @ W_enc.T  # dead latents code what is left
+    act_NL, size_NL = (dots_NL, dots_NL.abs()) if dictionary.signed else (dots_NL.relu(), dots_NL)
     chosen = size_NL[:, dead_A].topk(min(dictionary.auxk, len(dead_A))).indices
     dead_NL = torch.zeros_like(size_NL).scatter(1, dead_A[chosen], 1)
     missed_ND = e_ND - (act_NL * dead_NL) @ W_dec
@@ -233,7 +235,7 @@ def test_gradients_equal_dense_autograd(cls, dead):
         torch.testing.assert_close(grad, right)
     reached_L = dead_NL.any(0)  # every dead latent that was selected, and no other, is moved by auxk
     assert reached_L.any()
-    for grad in torch.autograd.grad(found["auxk"], parameters[:3]):
+    for grad in torch.autograd.grad(found["auxk"], [dictionary.W_enc_LD, dictionary.W_dec_LD]):
         assert (grad.to_dense().reshape(40, -1) != 0).any(1).equal(reached_L)
 
 

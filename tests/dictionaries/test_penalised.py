@@ -82,7 +82,7 @@ def dense_losses(d, x_ND):
     e_ND = x_ND - z_NL @ d.W_dec_LD - d.b_dec_D
     losses["reconstruction"] = e_ND.square().sum() / whole
     e_ND, dead_A = e_ND.detach(), d.firing.dead_L.nonzero()[:, 0]
-    aux_NA = (pre_NL if d.kind == "jumprelu" else pre_NL - d.b_enc_L.detach())[:, dead_A].relu()
+    aux_NA = (e_ND @ d.W_enc_LD.T)[:, dead_A].relu()
     losses["auxk"] = (e_ND - aux_NA @ d.W_dec_LD[dead_A]).square().sum() / (e_ND - e_ND.mean(0)).square().sum() / 32
     return losses
 

@@ -18,10 +18,10 @@ BATCH, STEPS = 64, 20
 @pytest.mark.parametrize(
     ("latents", "steps", "rate"),
     [
-        (2048, 500, 2e-3),  # 1 / steps
+        (2048, 1000, 2e-3),  # 2 / steps
         (2048, 100, 6e-3),  # at most
-        (2**14, 4000, 2.5e-4),
-        (2**14, 10_000, 2e-4),  # the rule by width
+        (2**14, 8000, 2.5e-4),
+        (2**14, 20_000, 2e-4),  # the rule by width
         (2**12, math.inf, 4e-4),
         (2, math.inf, 6e-3),
     ],

@@ -174,7 +174,7 @@ def test_each_dictionary_is_a_group_with_its_own_rate():
     frozen = TopK(8, 16, 2, lr=0.5, decoder="frozen")
     module = trainer(1000, own, frozen)
     groups = module.configure_optimizers()["optimizer"].param_groups
-    assert [group["initial_lr"] for group in groups] == [1e-3, 0.5]
+    assert [group["initial_lr"] for group in groups] == [2e-3, 0.5]
     assert {id(p) for p in groups[0]["params"]} == {id(p) for p in own.parameters()}
     assert {id(p) for p in groups[1]["params"]} == {id(p) for p in frozen.parameters()} - {id(frozen.W_dec_LD)}
 

@@ -16,6 +16,7 @@ from rayscope.dictionaries.learned.firing import Firing
 from rayscope.dictionaries.learned.folding import Folding
 from rayscope.dictionaries.learned.naming import save_parts_as_own
 from rayscope.dictionaries.learned.rate import default_rate
+from rayscope.dictionaries.learned.revival import revive
 from rayscope.dictionaries.learned.rows import drawn_rows, within_caps
 from rayscope.dictionaries.learned.training_pass import TrainingPass
 from rayscope.dictionaries.learned.units import Sides, Units
@@ -157,8 +158,10 @@ class Learned(Folding):
 
     def losses(self, x_ND: Tensor, tokens_N: Tensor | None = None) -> dict[str, Tensor]:
         """reconstruction = sum|x - x_hat|^2 / sum|x - batch mean|^2, the batch's own FVU;
-        auxk = coefficient * sum|e - e_hat|^2 / sum|e - batch mean of e|^2, e the residual (no gradient), e_hat its
-        decode from the auxk strongest dead latents, in bfloat16 products where those pay; 0 if none is dead.
+        auxk = coefficient * sum|e - e_hat|^2 / sum|e - batch mean of e|^2, e the residual (no gradient), e_hat =
+        z W_dec, z = relu(W_enc e) (signed: W_enc e) of the auxk strongest dead latents, in bfloat16 products where
+        those pay; 0 if none is dead. Dead latents code e, not x: to predict e from x their rows of W_enc would shrink,
+        and then they never fire. If what is read is not what is reconstructed, they do code s x - centre.
         Both are free of the scale of x. Changes no state: `after_step` does.
         """
         return self.training_pass(x_ND, tokens_N).losses
@@ -184,15 +187,15 @@ class Learned(Folding):
             losses = {"reconstruction": torch.stack(errors).mean(), "auxk": y_ND.new_zeros(())}
             if len(dead_A) and self.auxk:
                 e_ND = residuals[-1].detach()
-                parameters = self.W_enc_LD, self._auxk_bias(), self.centre_D, self.W_dec_LD
-                error = auxk_error(*parameters, dead_A, y_ND, e_ND, self.auxk, self.signed)
+                coded_ND = e_ND if target_ND is x_ND else y_ND - self.centre_D.detach()
+                error = auxk_error(self.W_enc_LD, self.W_dec_LD, dead_A, coded_ND, e_ND, self.auxk, self.signed)
                 losses["auxk"] = self.auxk_coefficient * error / spread(e_ND)
             losses |= self.penalties(y_ND, pattern, pre_M, values_M)
         fvu = errors[-1].detach()
         if self.units.outer.whitening is not None:
             error_ND = self.units.outer.unwhiten(residuals[-1].detach()) / self.units.outer.scale
             fvu = error_ND.square().sum() / spread(target_ND.detach().to(error_ND.dtype))
-        return TrainingPass(losses, pattern, values_M.detach(), residuals[-1], tokens_N, fvu)
+        return TrainingPass(losses, pattern, values_M.detach(), residuals[-1], tokens_N, fvu, target_ND is x_ND)
 
     def _centred(self, x_ND: Tensor, tokens_N: Tensor | None) -> Tensor:
         return self._unknown(self.units.inner(x_ND), tokens_N) - self.centre_D.detach()
@@ -210,10 +213,6 @@ class Learned(Folding):
         pre_M = gather_dot(x_ND, self.W_enc_LD, self.b_enc_L, self.centre_D, pattern)
         return pre_M if self.signed else pre_M.relu(), pre_M
 
-    def _auxk_bias(self) -> Tensor:
-        """The b_enc that AuxK reads dead latents with."""
-        return self.b_enc_L
-
     def penalties(self, x_ND: Tensor, pattern: SparsePattern, pre_M: Tensor, values_M: Tensor) -> dict[str, Tensor]:
         """Further losses by name, from the scaled x and what `_codes` returned."""
         return {}
@@ -228,9 +227,18 @@ class Learned(Folding):
 
     @torch.no_grad()
     def after_step(self, passed: TrainingPass) -> None:
-        """After the optimiser's step: restores the constraints on weights and counts what the pass fired."""
+        """After the optimiser's step: restores the constraints on weights, counts what the pass fired, and revives
+        latents (see `revive`)."""
         self.project_weights()
         self.firing.count(passed.fired_M, passed.vectors)
+        due_L = self.due(self.firing.due_L(passed.vectors))
+        if passed.autoencodes and due_L.any():
+            revive(self, due_L, passed.residual_ND.detach())
+            self.project_weights()
+
+    def due(self, due_L: Tensor) -> Tensor:
+        """Which of the latents that have been silent for a dead window, or another one, are to be revived."""
+        return due_L
 
     def metrics(self, passed: TrainingPass) -> dict[str, Tensor]:
         """Of a pass after its step, by name: the batch's fvu and l0, the fraction of latents that are dead."""

@@ -27,6 +27,10 @@ class Firing(nn.Module):
     def dead_L(self) -> Tensor:
         return self.silent_L >= self.dead_window
 
+    def due_L(self, tokens: int) -> Tensor:
+        """Which have been silent for one, two, ... dead windows in the last so many tokens: they are to be revived."""
+        return self.dead_L & (self.silent_L % self.dead_window < tokens)
+
     @torch.no_grad()
     def count(self, fired_M: Tensor, tokens: int) -> None:
         """fired_M: the latent of each non-zero code of a batch of so many tokens."""

@@ -18,7 +18,7 @@ class Gated(Penalised):
 
     sparsity = coefficient * mean over vectors of sum_l relu(gate_l) / sigma, sigma^2 the batch's mean |x - batch
     mean|^2; gate = sum|x - x_hat(relu(gate))|^2 / sum|x - batch mean|^2, without gradient to the decoder and b_dec.
-    This loss and AuxK are all that moves b_enc towards reconstruction.
+    This loss is all that moves b_enc towards reconstruction.
     """
 
     kind = "gated"

@@ -78,9 +78,6 @@ class JumpReLU(Penalised):
         near_M = ((pre_M - fixed_M).abs() < self.bandwidth / 2).to(pre_M)
         return (pre_M > fixed_M).to(pre_M) - near_M / self.bandwidth * (theta_M - fixed_M), fixed_M
 
-    def _auxk_bias(self) -> Tensor:
-        return self.b_enc_L
-
     def penalties(self, x_ND: Tensor, pattern: SparsePattern, pre_M: Tensor, values_M: Tensor) -> dict[str, Tensor]:
         if self.sparsity == "tanh":
             total = (self.steepness * values_M).tanh().sum()

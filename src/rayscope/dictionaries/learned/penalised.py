@@ -81,10 +81,6 @@ class Penalised(Learned):
         counts_C, places, values = above(products_CL, self.b_enc_L.detach(), 0.0)
         return counts_C, places % self.latents, values
 
-    def _auxk_bias(self) -> Tensor:
-        """0, with b_enc's gradient: by b_enc itself a dead latent is below 0 on all vectors, and would get none."""
-        return self.b_enc_L - self.b_enc_L.detach()
-
     def to_save(self) -> Learned:
         """Its provenance keeps `log_coefficient`, from which a later stage goes on."""
         saved = super().to_save()

@@ -47,6 +47,11 @@ class TiedTopK(TopK):
         super().project_weights()
         self._tie()  # an optimiser may round two opposite numbers differently
 
+    def due(self, due_L: Tensor) -> Tensor:
+        """Only pairs of which both rays are dead; `_tie` then turns the second's row round."""
+        m, dead_L = self.latents // 2, self.firing.dead_L
+        return ((due_L[:m] | due_L[m:]) & dead_L[:m] & dead_L[m:]).repeat(2)
+
     def weights(self) -> dict[str, Tensor]:
         m = self.latents // 2
         return {name: t[:m] if name in ("W_enc_LD", "W_dec_LD") else t for name, t in super().weights().items()}

@@ -17,7 +17,8 @@ class TrainingPass:
     """Its losses, and what `after_step` adds to the running state.
 
     losses: by name; their sum is minimised. values_M: of the pattern's pairs, without gradient. residual_ND: in the
-    units that it learns in. fvu: the batch's own, of x. metrics: others by name.
+    units that it learns in. fvu: the batch's own, of x. autoencodes: whether what is reconstructed is what was read.
+    metrics: others by name.
     """
 
     losses: dict[str, Tensor]
@@ -26,6 +27,7 @@ class TrainingPass:
     residual_ND: Tensor
     tokens_N: Tensor | None
     fvu: Tensor
+    autoencodes: bool = True
     metrics: dict[str, Tensor] = field(default_factory=dict)
 
     @property
