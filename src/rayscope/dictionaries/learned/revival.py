@@ -3,20 +3,31 @@
 N vectors, D site width, L latents, A latents that are due.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    from rayscope.dictionaries.learned.base import Learned
+from rayscope.dictionaries.learned.firing import Firing
 
 LENGTH = 0.5  # of a revived row of W_enc, in mean lengths of live ones: at 1 it wins vectors that others code better
 
 
+class Silent(Protocol):
+    """What is asked of a learned dictionary."""
+
+    decoder: str
+    firing: Firing
+    W_enc_LD: nn.Parameter
+    W_dec_LD: nn.Parameter
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+
 @torch.no_grad()
-def revive(dictionary: "Learned", due_L: Tensor, residual_ND: Tensor) -> None:
+def revive(dictionary: Silent, due_L: Tensor, residual_ND: Tensor) -> None:
     """Each latent that is due gets the residual of a vector as its row of W_dec, with unit length, and the same
     direction as its row of W_enc, half as long as live rows are on average. Its biases, and thresholds, become the
     median of the live latents'.
