@@ -5,6 +5,7 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -14,6 +15,7 @@ from rayscope.cli.command_line import main
 from rayscope.dictionaries import BatchTopK, BottleneckTopK, Linear, TokenBiasTopK, TopK, load
 from rayscope.evaluation.comparison import Baseline, Comparison
 from rayscope.evaluation.entry import Entry
+from rayscope.evaluation.fronts import Contest, Front
 from rayscope.evaluation.measurement import Measurement
 from rayscope.model.sites import Site, resolve
 from rayscope.pipeline import measure_compared
@@ -97,11 +99,22 @@ def test_every_method_is_there_with_every_seed(found):
     _, table, _ = found
     coded = table[(table["position0"] == "excluded") & table["bits"].notna()]
     seeded = {"ica", "ica_split", "semi_nmf", "k_means", "k_svd", "random"}
-    unseeded = {"pca_prefix", "pca_topk", "pca_split", "svd_W_E", "svd_W_in", "svd_W_out", "neurons", "token_means"}
+    unseeded = {
+        "pca_prefix",
+        "pca_topk",
+        "pca_transform",
+        "pca_split",
+        "svd_W_E",
+        "svd_W_in",
+        "svd_W_out",
+        "neurons",
+        "token_means",
+    }
     wanted = {key: {0, 1} for key in seeded | {"rays", "directions", "frozen", "soft_frozen"}}
     wanted |= {key: set() for key in unseeded} | {key: {0} for key in KINDS}
     assert {method: set(rows["seed"].dropna()) for method, rows in coded.groupby("method")} == wanted
-    assert set(coded["value_bits"]) == {8}
+    assert set(coded["value_bits"].dropna()) == {1, 2, 3, 4, 6, 8}
+    coded = coded[coded["value_bits"] == 8]
     learned = coded[coded["method"].isin({"rays", "directions", "frozen", "soft_frozen"})]
     assert set(learned.groupby(["method", "coder", "seed"]).size()) == {len(SIZES["ks"])}
     assert set(learned["coder"]) == {"own", "omp"}
@@ -124,7 +137,8 @@ def test_a_study_without_own_codes_is_refused(options, tmp_path, capsys):
 
 def test_kinds_are_measured_at_their_own_bits(found):
     _, table, _ = found
-    table = table[(table["position0"] == "excluded") & (table["coder"] == "own")].set_index("method")
+    table = table[(table["position0"] == "excluded") & (table["coder"] == "own") & (table["value_bits"] == 8)]
+    table = table.set_index("method")
     budgets = set(table.loc["rays", "bits"])
     assert {kind for kind in KINDS if table.loc[kind, "bits"] == min(budgets)} == {"tied_topk", "token_bias_topk"}
     assert len(table.loc["pca_topk"]) == len(budgets) == 2
@@ -133,7 +147,7 @@ def test_kinds_are_measured_at_their_own_bits(found):
 
 def test_observed_are_ratios_to_the_rays_of_the_same_seed(found):
     _, table, verdict = found
-    table = table[table["position0"] == "excluded"]
+    table = table[(table["position0"] == "excluded") & (table["value_bits"] == 8)]
     coded, table = table[(table["method"] == "rays") & (table["coder"] == "omp")], table[table["coder"] == "own"]
     sparse, by_omp, best = {0: [], 1: []}, {0: [], 1: []}, []
     for rays in table[table["method"] == "rays"].to_dict("records"):
@@ -154,6 +168,29 @@ def test_observed_are_ratios_to_the_rays_of_the_same_seed(found):
     assert observed["sparse_pca"] == pytest.approx(sum(map(min, sparse.values())) / 2, rel=1e-3)
     assert observed["sparse_pca_omp"] == pytest.approx(sum(map(min, by_omp.values())) / 2, rel=1e-3)
     assert observed["best_fitted"] == pytest.approx(sum(best) / 2, rel=1e-3)
+
+
+@pytest.mark.parametrize(("coder", "name"), [("own", ""), ("omp", "_omp")])
+def test_rays_and_the_best_pca_are_read_on_fronts(found, coder, name):
+    _, table, verdict = found
+    table = table[(table["position0"] == "excluded") & table["dce"].notna()]
+    rate = TopK(32, 48, 2).bits(value_bits=4)
+    ratios, levels = [], []
+    for seed in (0, 1):
+        of_rays = (table["method"] == "rays") & (table["coder"] == coder) & (table["seed"] == seed)
+        ours = Front.of(table.loc[of_rays, "bits"], table.loc[of_rays, "dce"])
+        codes = table[table["family"] == "PCA"].groupby(["method", "coder"])
+        rivals = {key: Front.of(mine["bits"], mine["dce"]) for key, mine in codes}
+        assert set(rivals) == {(method, "own") for method in ("pca_prefix", "pca_topk", "pca_transform", "pca_split")}
+        at = np.array([rate])
+        theirs = np.nanmin([front.at(at).item() for front in rivals.values() if front])
+        ratios.append(ratio(torch.tensor(theirs), torch.tensor(ours.at(at).item())).item())
+        contest = Contest.of(ours, {str(key): front for key, front in rivals.items()}, [rate])
+        dearer = np.flatnonzero(contest.ours_R > contest.theirs_R)
+        levels.append(contest.rates_R[max(dearer[0] - 1, 0) if len(dearer) else -1])
+    observed = {key: one["observed"] for key, one in verdict["predictions"].items()}
+    assert observed[f"best_pca{name}"] == pytest.approx(np.mean(ratios), rel=1e-3)
+    assert observed[f"level{name}"] == pytest.approx(np.mean(levels), rel=1e-3)
 
 
 def test_controls_stay_where_they_start_or_near(found):

@@ -188,6 +188,7 @@ OPTIONS: dict[str, Type] = {  # the first that a key matches; * stands for names
     **each("study.sizes.*", SIZES),
     "study.run._target_": Text(),
     "study.run._partial_": Flag(),
+    "study.run.value_bits": Listed(Whole(1, 15), such="[2, 4, 8]"),
     "study.run.coders": Listed(Text("a coder"), such="[own, omp]"),
     "study.run.rank": COUNT,
     "study.run.fit_tokens": COUNT,

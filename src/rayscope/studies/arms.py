@@ -119,15 +119,20 @@ def groups(sites: Sequence[Site], arms: Iterable[A], latents: int) -> list[tuple
 
 
 def parts(entries: Iterable[Entry]) -> list[list[Entry]]:
-    """The same in order, cut where the weights pass LIMIT bytes."""
+    """Cut where the weights pass LIMIT bytes, but never within a method under a coder at a site: which of its points
+    are spliced depends on all of them.
+    """
+    alike: dict[tuple, list[Entry]] = {}
+    for entry in entries:
+        alike.setdefault((entry.site, entry.method, entry.coder), []).append(entry)
     cut: list[list[Entry]] = []
     room = -1
-    for entry in entries:
-        size = sum(tensor.nbytes for tensor in entry.dictionary.state_dict().values())
+    for together in alike.values():
+        size = sum(tensor.nbytes for entry in together for tensor in entry.dictionary.state_dict().values())
         if size > room:
             cut.append([])
             room = LIMIT
-        cut[-1].append(entry)
+        cut[-1] += together
         room -= size
     return cut
 

@@ -12,17 +12,21 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 
 from rayscope.drawing import COLOURS, LINES, MARKERS, label, log_axis, panels
+from rayscope.evaluation.fronts import Front
 
 METRICS = {"fvu": "FVU", "dce": "dCE (nats per token)"}
 BAND = ("random", "frozen")  # directions that know nothing of the data
 
 
 def figure(table: pd.DataFrame) -> str:
-    """Position 0 left out: a row per site, a line per method and coder (the mean over seeds), the BAND shaded."""
+    """Position 0 left out: a row per site, the front of each method under each coder (of means over seeds), and the
+    BAND shaded.
+    """
     coded = table[table["position0"] == "excluded"].dropna(subset=["bits"])
     by_coder = coded["method"] + " by " + coded["coder"]
     coded = coded.assign(method=coded["method"].where(coded["coder"] == "own", by_coder))
-    curves = coded.groupby(["site", "method", "role", "k"], sort=False)[["bits", *METRICS]].mean().reset_index()
+    keys = ["site", "method", "coder", "role", "k", "value_bits"]
+    curves = coded.groupby(keys, sort=False, dropna=False)[["bits", *METRICS]].mean().reset_index()
     in_band = curves["method"].isin(BAND)
     looks = looks_of(curves[~in_band])
     sites = list(dict.fromkeys(coded["site"]))
@@ -57,16 +61,16 @@ def looks_of(curves: pd.DataFrame) -> dict[str, dict[str, Any]]:
 
 def draw_lines(axes: Axes, curves: pd.DataFrame, metric: str, looks: dict[str, dict[str, Any]]) -> None:
     for method, look in looks.items():
-        curve = curves[curves["method"] == method].sort_values("bits")
-        if len(curve):
-            axes.plot(curve["bits"], curve[metric], label=label(method), **look)
+        curve = curves[curves["method"] == method]
+        if front := Front.of(curve["bits"], curve[metric]):
+            axes.plot(front.bits_P, front.loss_P, label=label(method), **look)
 
 
 def draw_band(axes: Axes, curves: pd.DataFrame, metric: str) -> None:
     if curves.empty:
         return
-    curves = curves.sort_values("bits")
     bits = np.unique(curves["bits"])
-    values = [np.interp(bits, curve["bits"], curve[metric]) for _, curve in curves.groupby("method")]
+    fronts = [Front.of(curve["bits"], curve[metric]) for _, curve in curves.groupby("method")]
+    values = [np.interp(bits, front.bits_P, front.loss_P) for front in fronts if front]
     low, high = np.min(values, 0), np.max(values, 0)
     axes.fill_between(bits, low, high, color=COLOURS["control"], alpha=0.25, lw=0, label=" and ".join(BAND))

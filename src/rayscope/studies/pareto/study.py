@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import pandas as pd
@@ -28,6 +29,7 @@ from rayscope.studies.arms import Arm, Training, groups, lent, parts, train_all,
 from rayscope.studies.intervals import Observed, over_seeds, resamples
 from rayscope.studies.pareto.amortisation import amortisation
 from rayscope.studies.pareto.figure import figure
+from rayscope.studies.pareto.rates import Rates, headline_rate
 from rayscope.studies.pareto.ratios import Ratios
 from rayscope.studies.setting import Findings, Setting
 
@@ -47,6 +49,7 @@ def pareto(
     kinds: dict[str, Callable[..., Learned]],
     baselines: dict[str, dict[str, Any]],
     coders: list[str],
+    value_bits: list[int],
     ks: list[int],
     latents: int,
     tokens: int,
@@ -68,8 +71,13 @@ def pareto(
     alone.
 
     Observes ratios of dCE at equal bits to the rays', each the least over sites: `sparse_pca`, that of pca_topk, over k
-    too; `token_means` and `best_fitted` (the best of all other baselines) at the least k. `sparse_pca_omp` is the first
-    of rays coded by OMP, NaN if that is not among the coders.
+    too; `token_means` and `best_fitted` (the best of all others but pca_transform) at the least k. `sparse_pca_omp` is
+    the first of rays coded by OMP. All of these have their values at the most of `value_bits`.
+
+    On fronts over k and value_bits (see `Rates`), against PCA in whichever code costs least: `best_pca`, the least over
+    sites of its dCE over the rays' at the bits of the least k with values at 4 bits, and `level`, the rate up to which
+    rays cost no more. `best_pca_omp` and `level_omp` are those of rays coded by OMP. What is of OMP is NaN if that is
+    not among the coders.
     """
     check_coders(coders, "study.run.coders")
     if OWN not in coders:
@@ -98,17 +106,25 @@ def pareto(
     )
     compared = replace(compared, entries=under(compared.entries, coders))
     measured = measure_in_parts(
-        compared, tokens=held_out, splice_tokens=splice_tokens, validation_tokens=validation_tokens
+        compared,
+        tokens=held_out,
+        splice_tokens=splice_tokens,
+        validation_tokens=validation_tokens,
+        value_bits=value_bits,
     )
     gaps = amortisation(source, learned, gap_tokens, first, seeds[0])
     table = table_of(measured, gaps)
     ratios = Ratios(measured, compared.entries, DRAWS)
-    others = [method for method in baselines if method != "token_means"]
+    others = [method for method in baselines if method not in ("token_means", "pca_transform")]
     observed = {
         "sparse_pca": over_seeds([ratios.least(["pca_topk"], ks, seed) for seed in seeds]),
         "token_means": over_seeds([ratios.least(["token_means"], [first], seed) for seed in seeds]),
         "best_fitted": over_seeds([ratios.least(others, [first], seed) for seed in seeds]),
     }
+    rates, rate = Rates(measured, compared.entries, DRAWS), headline_rate(learned, first)
+    for coder, name in ((OWN, ""), ("omp", "_omp")):
+        observed[f"best_pca{name}"] = over_seeds([rates.ratio_at(coder, "PCA", seed, rate) for seed in seeds])
+        observed[f"level{name}"] = over_seeds([rates.level(coder, "PCA", seed, rate) for seed in seeds])
     if "omp" in coders:
         observed["sparse_pca_omp"] = over_seeds([ratios.least(["pca_topk"], ks, seed, "omp") for seed in seeds])
     return Findings(table, {"sparse_pca_omp": Observed.exactly(math.nan), **observed}, figure(table))
@@ -157,7 +173,8 @@ def measure_in_parts(compared: Comparison, **options: Any) -> Measurement:
     sums: dict[Site, SiteSums] = {}
     for site, there in ((site, there) for one in measured for site, there in one.sites.items()):
         sums.setdefault(site, there).meters.update(there.meters)
-    entries = sorted(entries.values(), key=lambda entry: (sites.index(entry.site), entry.role == "reference"))
+    order = {(entry.site, entry.name): place for place, entry in enumerate(compared.entries)}  # references come last
+    entries = sorted(entries.values(), key=lambda e: (sites.index(e.site), order.get((e.site, e.name), len(order))))
     return replace(measured[0], entries=entries, sites=sums)
 
 
@@ -165,28 +182,28 @@ def table_of(measured: Measurement, gaps: Mapping[Entry, dict[str, float]]) -> p
     weights_BG = resamples(measured.documents, DRAWS)
     rows = []
     for entry in measured.entries:
-        for position0 in VIEWS:
-            row = row_of(measured, entry, position0, weights_BG)
-            rows.append(row | (gaps.get(entry, {}) if position0 == "excluded" else {}))
+        value_bits = measured.meter(entry).codec.value_bits
+        for position0, b in product(VIEWS, value_bits):
+            row = row_of(measured, entry, position0, b, weights_BG)
+            whole = position0 == "excluded" and b == value_bits[-1]  # what is of the codes as they are stands once
+            rows.append(row | (gaps.get(entry, {}) if whole else {}))
     return pd.DataFrame(rows).reindex(columns=COLUMNS)
 
 
-def row_of(measured: Measurement, entry: Entry, position0: str, weights_BG: Tensor) -> dict[str, Any]:
-    meter, statistics = measured.meter(entry), measured.statistics(entry, position0)
+def row_of(
+    measured: Measurement, entry: Entry, position0: str, value_bits: int | None, weights_BG: Tensor
+) -> dict[str, Any]:
+    """dce and kl are blank where this point was not spliced."""
+    meter, statistics = measured.meter(entry), measured.statistics(entry, position0, value_bits)
     ones = torch.ones(1, measured.documents, dtype=torch.float64)
     row: dict[str, Any] = {"site": entry.site.hook, "method": entry.method, "coder": entry.coder}
-    row |= {"family": entry.family}
-    row |= {
-        "position0": position0,
-        "role": entry.role,
-        "k": entry.k,
-        "seed": entry.seed,
-        "value_bits": meter.at(None),
-    }
-    row |= {"tokens": measured.tokens, "splice_tokens": measured.splice_tokens}
+    row |= {"family": entry.family, "position0": position0, "role": entry.role, "k": entry.k, "seed": entry.seed}
+    row |= {"value_bits": value_bits, "tokens": measured.tokens, "splice_tokens": measured.splice_tokens}
     if entry.role != "reference":
         row |= {"latents": entry.dictionary.latents, "trained_tokens": entry.dictionary.provenance.get("tokens")}
-    row |= {metric: statistic(ones).item() for metric, statistic in statistics.items()} | meter.whole(position0)
+    row |= {metric: statistic(ones).item() for metric, statistic in statistics.items()}
+    row |= meter.whole(position0, value_bits)
     for metric in ("fvu", "dce", "kl"):
-        row[f"{metric}_low"], row[f"{metric}_high"] = metrics.interval(statistics[metric], weights_BG)
+        if metric in statistics:
+            row[f"{metric}_low"], row[f"{metric}_high"] = metrics.interval(statistics[metric], weights_BG)
     return row
