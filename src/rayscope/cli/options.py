@@ -93,6 +93,7 @@ SIZES: dict[str, Type] = {  # of the studies
     "seeds": Optional(Listed(SEED, such="[0, 1, 2]")),
     "ks": COUNTS,
     "widths": COUNTS,
+    "nulls": Listed(choice(*NULLS)),
     "batch_size": Optional(COUNT),
     "lr": RATE,
 }
