@@ -58,7 +58,9 @@ def test_every_key_is_declared_and_its_default_is_of_its_type(composed):
     unused = [name for name, of in OPTIONS.items() if "*" not in name and name not in seen and of not in matched]
     assert unused == []
     names = {name for name in OPTIONS if "*" not in name}
-    assert names - seen <= {name for name in names if name.startswith(("study.run.rays.", "study.run.world."))}
+    assert names - seen <= {
+        name for name in names if name.startswith(("study.run.rays.", "study.run.frozen.", "study.run.world."))
+    }
 
 
 @pytest.mark.parametrize(
