@@ -277,8 +277,8 @@ def test_the_null_is_trained_and_measured_on_flipped_streams(ran, model, packed,
         for split, tokens in (("train", 512), ("validation", 256), ("test", 512))
     )
     made = {
-        arms[RAYS]: partial(TopK, latents=32, k=2, lr=4e-3),
-        arms[DIRECTIONS]: partial(AbsTopK, latents=16, k=2, lr=4e-3),
+        arms[RAYS]: partial(TopK, latents=32, k=2, initial_rows="rays_vs_directions"),
+        arms[DIRECTIONS]: partial(AbsTopK, latents=16, k=2, initial_rows="rays_vs_directions"),
     }
     here, held_out = learn(tmp_path, train, made, validation), Batch.join(test)
     meters = reconstruct(here, held_out, Batch.join(validation))
