@@ -15,7 +15,6 @@ from torch.nn import functional as F
 
 from rayscope.cli.command_line import main
 from rayscope.dictionaries import AbsTopK, Codes, TopK, code_length, load
-from rayscope.evaluation.comparison import compare
 from rayscope.evaluation.reconstruction import reconstruct
 from rayscope.model.sites import Site, resolve
 from rayscope.streams.planted import World
@@ -25,7 +24,7 @@ from rayscope.streams.stream import Batch
 from rayscope.studies.arms import Arm, Training, read_arms
 from rayscope.studies.rays_vs_directions.polarity import PARTS, Ends, Polarity
 from rayscope.studies.rays_vs_directions.records import DIRECTIONS, RAYS
-from rayscope.studies.rays_vs_directions.study import makers, rays_vs_directions
+from rayscope.studies.rays_vs_directions.study import makers, means_of, rays_vs_directions
 from rayscope.studies.setting import Setting
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -269,9 +268,7 @@ def test_the_null_is_trained_and_measured_on_flipped_streams(ran, model, packed,
     source = Source(model, packed, batch_size=64, round_tokens=512)
     sites = resolve(list(table["site"].unique()), model)
     arms = {method: Arm(method, 2, 0) for method in (RAYS, DIRECTIONS)}
-    rays = load(ran / "budgets/512/arms/real_seed0/dictionaries" / sites[0].key / arms[RAYS].name)
-    any_of_them = [arms[RAYS].entry(site, rays) for site in sites]
-    means = {key: fit.mean_D for key, fit in compare(source, any_of_them, [], 2, 512).fitted.items()}
+    means = means_of(source.stream("train", sites, 512, "fp32"))
     train, validation, test = (
         SignFlip(source.stream(split, sites, tokens), means)
         for split, tokens in (("train", 512), ("validation", 256), ("test", 512))
