@@ -62,7 +62,9 @@ def test_a_study_that_was_replaced_is_not_shown_in_reports(tmp_path):
         "size": "demo",
         "model": "m",
         "seeds": [0],
+        "budgets": [],
         "pass": None,
+        "converged": None,
         "predictions": {},
     }
 

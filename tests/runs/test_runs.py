@@ -49,7 +49,8 @@ def test_every_option_that_is_not_compared_exists():
     from omegaconf import OmegaConf
 
     with initialize_config_module("rayscope.conf", version_base="1.3"):
-        keys = [f"{key}." for key in flat(OmegaConf.to_container(compose("train", ["logger=wandb"])))]
+        asked = compose("train", ["logger=wandb"]), compose("study")
+        keys = [f"{key}." for config in asked for key in flat(OmegaConf.to_container(config))]
     assert [name for name in NOT_COMPARED if not any(key.startswith(f"{name}.") for key in keys)] == []
 
 
