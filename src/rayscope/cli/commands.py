@@ -284,6 +284,6 @@ def log_evaluation(loggers: Sequence[Any], table) -> None:
 
     rows = most_bits(table[(table["position0"] == "excluded") & table["value"].notna()])
     names = "eval/" + rows["metric"] + "/" + rows["site"] + "/" + rows["dictionary"]
-    tokens = rows["trained_tokens"].dropna().max() if rows["trained_tokens"].notna().any() else 0
+    tokens = max(rows["trained_tokens"].dropna(), default=0)
     for logger in loggers:
         logger.write_evaluation(int(tokens), dict(zip(names, rows["value"], strict=True)))

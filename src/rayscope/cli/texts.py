@@ -48,7 +48,7 @@ def trained_on(source: Source, learned: Loaded, folder: Path, cache: str | None)
     Raises ValueError, with the reason, if there is no such text or no run that says how to read it.
     """
     found = [d.provenance.get("text") for named in learned.values() for d in named.values()]
-    texts = {about["sha256"]: about for about in found if said(about)}
+    texts = {about["sha256"]: about for about in found if about and said(about)}
     if set(texts) == {source.text.fingerprint}:
         return source.text
     if len(texts) != 1:
@@ -82,5 +82,5 @@ def name(learned: Loaded, *texts: PackedText) -> None:
     for named in learned.values():
         for dictionary in named.values():
             about = dictionary.provenance.get("text")
-            if said(about) and about["sha256"] in names:
+            if about and said(about) and about["sha256"] in names:
                 about.setdefault("name", names[about["sha256"]])

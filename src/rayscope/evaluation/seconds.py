@@ -1,7 +1,7 @@
 """Seconds that encoding takes, by dictionary: in a table of its own, as they differ from run to run."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 
 import pandas as pd
 import torch
@@ -20,9 +20,9 @@ class Stopwatch:
     """Encodes, and keeps how long it took, by site and name."""
 
     def __init__(self):
-        self.taken: dict[tuple[Site, str], list[tuple[int, float]]] = {}
+        self.taken: dict[tuple[Site, Hashable], list[tuple[int, float]]] = {}
 
-    def encode(self, site: Site, name: str, dictionary: Dictionary, vectors: Vectors) -> Codes:
+    def encode(self, site: Site, name: Hashable, dictionary: Dictionary, vectors: Vectors) -> Codes:
         cuda = vectors.x_ND.device.type == "cuda"
         if cuda:
             torch.cuda.synchronize()

@@ -64,7 +64,7 @@ def scores(detected_J: Iterable[tuple[Detectors, dict[str, Any]]]) -> list[np.nd
 
 def found_beyond(score_S2T: np.ndarray, tokens: Tokens) -> Iterator[tuple[int, np.ndarray]]:
     """(token id, found_S) of every token whose scores are known."""
-    found_ST = (beyond(score_S2T, score_S2T[0]) > FOUND).all(1)
+    found_ST: np.ndarray = np.all(beyond(score_S2T, score_S2T[0]) > FOUND, axis=1)
     known_T = np.isfinite(score_S2T).all((0, 1))
     yield from zip(tokens.ids_T[known_T].tolist(), found_ST.T[known_T], strict=True)
 

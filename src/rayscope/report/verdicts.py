@@ -2,6 +2,7 @@
 
 # pandas' annotations call df[...] a union of everything, so these are off in this file.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false
 
 import math
 from collections.abc import Iterable, Sequence

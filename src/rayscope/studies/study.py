@@ -110,8 +110,9 @@ def of_budgets(by_tokens: dict[int | None, dict[str, Any]]) -> dict[str, Any]:
 
     at: {tokens: observed}, unless it has converged or nothing was trained.
     """
-    *before, last = by_tokens.values()
-    found = {**last, "converged": converged(*before, last) if before else None}
+    first, *more = by_tokens.values()  # one budget or two
+    last = more[-1] if more else first
+    found = {**last, "converged": converged(first, last) if more else None}
     if found["converged"] or None in by_tokens:
         return found
     return {**found, "at": {str(tokens): one["observed"] for tokens, one in by_tokens.items()}}

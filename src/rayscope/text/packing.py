@@ -131,7 +131,7 @@ def read(folder: Path, fingerprint: str, context: int) -> PackedText:
                     raise Damaged(f"{name} has {there} bytes, not {size}")
                 if hashlib.file_digest(file, "sha256").hexdigest() != about["sha256"][name]:
                     raise Damaged(f"{name} is not what was written")
-        splits = (
+        train, validation, test = (
             Rows(
                 np.memmap(folder / f"{split}.tokens", dtype, "r", shape=shape),
                 np.memmap(folder / f"{split}.documents", np.int32, "r", shape=shape),
@@ -139,7 +139,7 @@ def read(folder: Path, fingerprint: str, context: int) -> PackedText:
             )
             for split, shape in shapes.items()
         )
-        return PackedText(folder, fingerprint, context, *splits)
+        return PackedText(folder, fingerprint, context, train, validation, test)
     except Damaged:
         raise
     except FileNotFoundError as error:

@@ -248,7 +248,7 @@ class Learned(Folding):
     def project_weights(self) -> None:
         """Unit rows again; soft-frozen ones at the nearest point whose cosine with the row drawn is >= min_cosine."""
         if self.W_dec_LD.requires_grad:
-            self.W_dec_LD /= self.W_dec_LD.norm(dim=1, keepdim=True).clamp_min(1e-12)
+            self.W_dec_LD.div_(self.W_dec_LD.norm(dim=1, keepdim=True).clamp_min(1e-12))
         if self.initial_LD is not None:
             self.W_dec_LD.copy_(within_caps(self.W_dec_LD, self.initial_LD, self.min_cosine))
 

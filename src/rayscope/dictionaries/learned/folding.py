@@ -36,7 +36,7 @@ class Folding(Dictionary):
 
     def fold_input(self, units: Units) -> None:
         """Folds the input's into W_enc and what is in units of pre."""
-        self.b_enc_L /= units.scale
+        self.b_enc_L.div_(units.scale)
         if units.whitening is not None:
             self.W_enc_LD.copy_(self.W_enc_LD @ units.whitening.P_DD)
 

@@ -31,7 +31,10 @@ def refine_codes(
     K = int(own_N.max()) if len(own_N) else 0
     rows = max(1, CHUNK // max(1, candidates_NS.shape[1] * x_ND.shape[1]))
     pieces = zip(x_ND.split(rows), candidates_NS.split(rows), pre_NS.split(rows), own_N.split(rows), strict=True)
-    parts = [_pursue(x_CD, W_LD, *piece, times, K, signed) for x_CD, *piece in pieces]
+    parts = [
+        _pursue(x_CD, W_LD, candidates_CS, pre_CS, own_C, times, K, signed)
+        for x_CD, candidates_CS, pre_CS, own_C in pieces
+    ]
     return torch.cat([indices for indices, _ in parts]), torch.cat([values for _, values in parts])
 
 

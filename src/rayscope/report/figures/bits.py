@@ -1,7 +1,7 @@
 """Quality against bits per token."""
 
 # pandas' annotations call df[...] a union of everything, so these are off in this file.
-# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportGeneralTypeIssues=false
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportGeneralTypeIssues=false
 
 import numpy as np
 import pandas as pd

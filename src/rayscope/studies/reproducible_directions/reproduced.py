@@ -21,7 +21,7 @@ from rayscope.evaluation.matching import mutual_nearest
 from rayscope.evaluation.reconstruction import pieces
 from rayscope.features.token_features import collect
 from rayscope.features.tokens import Labels
-from rayscope.streams.stream import Batch
+from rayscope.streams.stream import Batch, Stream
 
 CHUNK = 2**22  # numbers of a dense matrix at one time
 COUNTS = ("all", "current_token", "previous_token", "beyond_tokens", "beyond_tokens_and_position")
@@ -103,7 +103,7 @@ def by_latent(codes: Codes) -> csc_array:
 
 def reproduced(
     dictionaries: Mapping[str, Halves],
-    seen: Collection[Batch],
+    seen: Stream | Collection[Batch],
     held_out: HeldOut,
     *,
     taus: Sequence[float],
