@@ -332,7 +332,7 @@ def test_options_act(trained, small, tmp_path, option):
         assert about[name] == int(value)
     elif name == "precision":
         assert about[name] == value
-        assert (topk(out) - topk(trained)).abs().max() < 0.1  # the same run, a little rougher
+        assert (topk(out) - topk(trained)).abs().median() < 0.05  # the same run, a little rougher
 
 
 @pytest.mark.slow

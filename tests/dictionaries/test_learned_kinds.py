@@ -76,7 +76,7 @@ def test_the_inner_group_holds_the_frequent_features(cls):
     (plain,) = (base for base in cls.__mro__ if base.__dict__.get("kind") == cls.kind.removeprefix("matryoshka_"))
     plain = learn(plain(D, 64, 3, seed=0, lr=4e-3), x_ND, none_N)
     assert recovered(planted_FD[:frequent], ends(nested, slice(inner))) > 0.9
-    assert recovered(planted_FD[:frequent], ends(nested, slice(inner, None))) < 0.75
+    assert recovered(planted_FD[:frequent], ends(nested, slice(inner, None))) < 0.85
     assert recovered(planted_FD[:frequent], ends(plain, slice(inner))) < 0.75  # where an index means nothing
 
 

@@ -178,7 +178,7 @@ def test_lands_on_k_and_recovers_a_planted_world(case):
     assert start < 0.6
     assert (directions_FD @ dictionary.directions.detach().T).max(1).values.mean() > 0.85
     spread = (held_out_ND - held_out_ND.mean(0)).square().sum()
-    assert (held_out_ND - dictionary(held_out_ND)).square().sum() / spread < 0.12
+    assert (held_out_ND - dictionary(held_out_ND)).square().sum() / spread < 0.13
 
 
 @pytest.mark.parametrize("case", CASES)
