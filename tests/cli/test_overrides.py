@@ -160,7 +160,11 @@ def is_option(arguments: str) -> bool:
 
 
 def command_of(arguments: str) -> str:
-    for command, keys in {"evaluate": ("baselines",), "study": ("size=", "study")}.items():
+    for command, keys in {
+        "evaluate": ("baselines", "evaluation"),
+        "study": ("size=", "study", "part="),
+        "demo": ("elsewhere",),
+    }.items():
         if arguments.lstrip("'+").startswith(keys):
             return command
     return "train logger=wandb" if arguments.startswith("logger.") else "train"
