@@ -94,7 +94,7 @@ def killed(command: list[str], out: Path, step: int) -> None:
 
 @pytest.mark.slow
 def test_kill_and_resume_equals_the_uninterrupted_run(command, whole, tmp_path, capsys):
-    assert len(results(whole)) == 2 * len(NAMES) * (1 + 4) + 1
+    assert len(results(whole)) == 2 * len(NAMES) * (1 + 5) + 1
     rows = results(whole)["log"].splitlines()
     dead = [n for n, name in enumerate(rows[0].split(",")) if name.startswith("train/dead/blocks.1.mlp.hook_post/topk")]
     assert max(float(row.split(",")[dead[0]]) for row in rows[1:]) > 0  # AuxK had something to do
