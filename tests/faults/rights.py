@@ -102,5 +102,8 @@ def quiet(ended: Ended, place: Place) -> list[str]:
 
 def whole_text(ended: Ended, place: Place) -> list[str]:
     """As many rows of text as with a tokenizer that nothing is left in."""
-    rows = {json.loads(path.read_text())["rows"]["train"] for path in place.cache.glob("text/*/text.json")}
-    return clean(ended) + [f"rows of text: {sorted(rows)}"] * (len(rows) != 1)
+    rows: dict[str, set[int]] = {}  # of each text, which its documents tell apart
+    for path in place.cache.glob("text/*/text.json"):
+        about = json.loads(path.read_text())
+        rows.setdefault(str(about["documents"]), set()).add(about["rows"]["train"])
+    return clean(ended) + [f"rows of text: {sorted(of)}" for of in rows.values() if len(of) != 1]

@@ -204,7 +204,9 @@ def test_the_command_and_a_stopped_run(command, tmp_path, monkeypatch, capsys, o
     tuned = load(find(tmp_path / "whole/dictionaries")[next(iter(whole))])
     assert tuned.provenance["stage"] == "kl"
     assert tuned.provenance["tokens"] == 640 + 1536
-    assert tuned.provenance["finetuning"] == {"tokens": 1536, "kl": 1.0, "rows": 4}
+    tuning = tuned.provenance["finetuning"]
+    assert {key: tuning[key] for key in ("tokens", "kl", "rows")} == {"tokens": 1536, "kl": 1.0, "rows": 4}
+    assert tuning["lr"] > 0
     assert {path.name for path in (tmp_path / "whole").iterdir()} == {
         *("config.yaml", "environment.json", "finished.json", "training.csv", "dictionaries", "trained.json")
     }
