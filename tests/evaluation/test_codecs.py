@@ -91,13 +91,17 @@ def test_a_dictionarys_codec_encodes_once_and_decodes_what_the_levels_leave(vect
     assert (codec.kind, codec.k, codec.latents) == ("token_bias_topk", 2, 6)
 
 
-def test_a_meter_holds_each_number_of_bits_and_codes_once(vectors: Vectors):
-    dictionary = TopK(4, 30, 2)
+def calibrated(vectors: Vectors) -> tuple[TopK, Calibration, Variance]:
+    """A dictionary, its codes of the vectors, and how these vary over three documents."""
+    dictionary, seen, variance = TopK(4, 30, 2), Calibration(30), Variance(4, 3)
     dictionary.prepare(vectors.x_ND, 100)
-    seen = Calibration(30)
     seen.update(dictionary.encode_sparse(vectors.x_ND), vectors.first_N)
-    variance = Variance(4, 3)
     variance.update(vectors)
+    return dictionary, seen, variance
+
+
+def test_a_meter_holds_each_number_of_bits_and_codes_once(vectors: Vectors):
+    dictionary, seen, variance = calibrated(vectors)
     codec = DictionaryCodec(dictionary, seen, [1, 3, 8])
     meter = Meter(codec, variance)
     meter.update(vectors)
@@ -119,12 +123,7 @@ def of_view(x: Tensor, vectors: Vectors, view: str) -> Tensor:
 
 @pytest.mark.parametrize("view", ["excluded", "included"])
 def test_metrics_of_codes_are_those_of_the_dense_codes(vectors: Vectors, view: str):
-    dictionary = TopK(4, 30, 2)
-    dictionary.prepare(vectors.x_ND, 100)
-    seen = Calibration(30)
-    seen.update(dictionary.encode_sparse(vectors.x_ND), vectors.first_N)
-    variance = Variance(4, 3)
-    variance.update(vectors)
+    dictionary, seen, variance = calibrated(vectors)
     meter = Meter(DictionaryCodec(dictionary, seen), variance)
     for part in (vectors.take(torch.arange(25)), vectors.take(torch.arange(25, 60))):
         meter.update(part)

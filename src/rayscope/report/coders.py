@@ -14,17 +14,16 @@ from rich.text import Text
 
 from rayscope.escapes import visible
 from rayscope.report.metrics import METRICS
-from rayscope.report.readings import seconds_said
+from rayscope.report.readings import KEYS, readings, seconds_said, with_seconds
 from rayscope.report.tables import headline_bits, points
-from rayscope.report.verdicts import fronts
 
 ROLES = ("baseline", "directions", "rays")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A method under a coder, where its front is nearest to the rate. seconds: per 1,000 vectors, of the dictionary of
-    the nearest bits; NaN if they are not known. same: its own codes, which are this coder's too.
+    """A method under a coder at one rate. seconds: per 1,000 vectors; NaN if they are not known. same: its own codes,
+    which are this coder's too.
     """
 
     bits: float
@@ -41,33 +40,31 @@ class Cell:
 
 def by_coder(
     table: pd.DataFrame, seconds: pd.DataFrame, site: str, rate: float, position0: str = "excluded"
-) -> dict[str, dict[str, Cell]]:
-    """{method: {coder: Cell}} of the ROLES at a site; nothing without a rate. table: see `tables.points`; seconds:
-    encode_seconds.csv. A method whose own codes another coder of the table would give too has the same cell under both.
+) -> dict[tuple[str, str], dict[str, Cell]]:
+    """{(role, method): {coder: Cell}} of the ROLES at a site, as `readings` gives them; nothing without a rate.
+
+    table: see `tables.points`; seconds: encode_seconds.csv. A method whose own codes another coder of the table would
+    give too has the same cell under both.
     """
     here = table[(table["site"] == site) & (table["position0"] == position0) & table["role"].isin(ROLES)]
-    timed = seconds[seconds["site"] == site].drop_duplicates("dictionary").set_index("dictionary")
-    costs, found = fronts(here, "dce"), {}
-    for key, front in fronts(here, "fvu").items() if math.isfinite(rate) else ():
-        bits = min(max(rate, float(front.bits_P[0])), float(front.bits_P[-1]))
-        dce = float(costs[key].at([bits])[0, 0]) if key in costs else math.nan
-        mine = here[(here["method"] == key[1]) & (here["coder"] == key[2])]
-        name = mine.loc[(mine["bits"] - bits).abs().idxmin(), "dictionary"]
-        took = float(timed["seconds_per_1000"].get(name, math.nan))
-        cells = found.setdefault(key[1], {})
-        cells[key[2]] = cell = Cell(bits, float(front.at([bits])[0, 0]), dce, took)
-        for other in str(timed["also"].get(name, "")).split():
+    also = seconds[seconds["site"] == site].drop_duplicates("dictionary").set_index("dictionary")["also"]
+    found: dict[tuple[str, str], dict[str, Cell]] = {}
+    for row in readings(with_seconds(here, seconds), rate).to_dict("records") if math.isfinite(rate) else ():
+        cells = found.setdefault((row["role"], row["method"]), {})
+        cells[row["coder"]] = cell = Cell(row["bits"], row["fvu"], row["dce"], row["seconds_per_1000"])
+        mine = here.loc[(here[KEYS] == [row[key] for key in KEYS]).all(axis=1), "dictionary"]
+        for other in str(also.get(mine.iloc[0], "")).split():
             if other in set(here["coder"]):
                 cells.setdefault(other, replace(cell, same=True))
     return found
 
 
-def coders_of(found: dict[str, dict[str, Cell]]) -> list[str]:
+def coders_of(found: dict[tuple[str, str], dict[str, Cell]]) -> list[str]:
     """Own first."""
     return sorted({coder for cells in found.values() for coder in cells}, key=lambda coder: (coder != "own", coder))
 
 
-def coder_table(found: dict[str, dict[str, Cell]], site: str) -> Table:
+def coder_table(found: dict[tuple[str, str], dict[str, Cell]], site: str) -> Table:
     """A row per method: its bits, and under each coder FVU, dCE and seconds."""
     title = Text(visible(f"{site}: directions by coder"))
     shown = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0), show_edge=False)
@@ -76,7 +73,7 @@ def coder_table(found: dict[str, dict[str, Cell]], site: str) -> Table:
     for coder in coders_of(found):
         for heading in (f"{coder}: FVU", "dCE nats", "per 1,000"):
             shown.add_column(heading, justify="right", no_wrap=True)
-    for method, cells in found.items():
+    for (_, method), cells in found.items():
         texts = [
             text for coder in coders_of(found) for text in (cells[coder].shown()[1:] if coder in cells else [""] * 3)
         ]
@@ -103,7 +100,7 @@ def coder_tables(found: dict[str, Any]) -> list[dict[str, Any]]:
         coders = coders_of(methods)
         rows = [
             {"method": method, "cells": [cells[c].shown() if c in cells else [""] * 4 for c in coders]}
-            for method, cells in methods.items()
+            for (_, method), cells in methods.items()
         ]
         tables.append({"site": site, "coders": coders, "rows": rows})
     return [one for one in tables if len(one["coders"]) > 1]
