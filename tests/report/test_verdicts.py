@@ -83,6 +83,18 @@ def test_rays_against_directions_but_directions_not_against_themselves():
     assert {(v.method, v.family) for v in found} == {("topk", "directions"), ("topk", "PCA"), ("abstopk", "PCA")}
 
 
+def test_directions_are_met_under_the_coder_of_the_rays():
+    """Directions are worse under their own encoder, and better than it under OMP."""
+    points = RAYS + [(*point[:3], "omp", point[4], point[5] / 2) for point in RAYS]
+    points += [
+        ("directions", "abstopk", "abstopk", coder, bits, fvu)
+        for coder, bits, fvu in (("own", 100.0, 0.5), ("own", 300.0, 0.3), ("omp", 100.0, 0.3), ("omp", 300.0, 0.15))
+    ]
+    found = [verdict for verdict in verdicts(table(points)) if verdict.metric == "fvu"]
+    assert [(v.coder, set(v.contest.best_R)) for v in found] == [("own", {"abstopk"}), ("omp", {"abstopk by omp"})]
+    assert answer(found) == "Yes: at every rate against directions."
+
+
 def test_a_user_s_baseline_of_a_learned_method_s_name_stands_for_itself():
     mine = [("baseline", "topk", "topk", "own", 100.0, 0.1), ("baseline", "topk", "topk", "own", 300.0, 0.05)]
     assert answer(verdicts(table(RAYS + mine))) == "No: at no rate against topk."

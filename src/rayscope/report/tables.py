@@ -5,6 +5,7 @@
 # pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportReturnType=false
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -88,11 +89,16 @@ def points(evaluation: pd.DataFrame) -> pd.DataFrame:
 
 
 def values_said(evaluation: pd.DataFrame) -> str:
-    """What values were in FVU and dCE of `rows`: at how many bits each, or as they are."""
-    bits = most_bits(evaluation)["value_bits"].dropna().astype(int)
-    if bits.empty:
+    """What values were in FVU and dCE: at how many bits each, or as they are."""
+    bits = sorted(evaluation["value_bits"].dropna().astype(int).unique())
+    if not bits:
         return "Values are in full precision, not at the 8 bits that bits count."
-    return f"Values are at {' or '.join(map(str, sorted(bits.unique())))} bits, as bits count them."
+    return f"Each was measured with its values at {listed(bits)} bits, as bits count them."
+
+
+def listed(numbers: Sequence[int]) -> str:
+    *some, last = map(str, numbers)
+    return f"{', '.join(some)} and {last}" if some else last
 
 
 def headline_k(table: pd.DataFrame) -> float:

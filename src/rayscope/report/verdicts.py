@@ -67,7 +67,8 @@ def fronts(points: pd.DataFrame, metric: str) -> dict[tuple[str, str, str], Fron
 
 
 def verdicts(points: pd.DataFrame, rate: float = math.nan) -> list[Verdict]:
-    """Of every learned method, under each coder, against each family of baselines, and of rays against directions.
+    """Of every learned method, under each coder, against each family of baselines under any, and of rays against
+    directions under the same coder.
 
     points: see `tables.points`. rate: one that is looked at for certain.
     """
@@ -78,13 +79,13 @@ def verdicts(points: pd.DataFrame, rate: float = math.nan) -> list[Verdict]:
         for metric in READ:
             known = fronts(here, metric)
             rivals = {family: best_of(here[here["family"] == family], known, "baseline") for family in families}
-            rivals[DIRECTIONS] = best_of(here, known, DIRECTIONS)
+            signed = {coder: best_of(here[here["coder"] == coder], known, DIRECTIONS) for coder in set(here["coder"])}
             for (role, method, coder), front in known.items():
                 if role not in LEARNED:
                     continue
                 mine = here[(here["role"] == role) & (here["method"] == method) & (here["coder"] == coder)]
                 documents = mine[f"{metric}_documents"].min()
-                for family, theirs in rivals.items():
+                for family, theirs in {**rivals, DIRECTIONS: signed[coder]}.items():
                     if role != family and (contest := Contest.of(front, theirs, rates)):
                         found.append(Verdict(site, position0, method, coder, role, family, metric, contest, documents))
     return found
