@@ -562,7 +562,9 @@ def test_figures_take_any_name_and_warn_of_nothing():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("bits", "said"), [([], "not at the 8 bits"), ([2, 8], "at 2 and 8 bits"), ([2, 3], "at 2 and 3 bits")])
+@pytest.mark.parametrize(
+    ("bits", "said"), [([], "not at the 8 bits"), ([2, 8], "at 2 and 8 bits"), ([2, 3], "at 2 and 3 bits")]
+)
 def test_the_report_shows_the_most_bits_per_value_and_says_how_many(tmp_path: Path, bits: list[int], said: str):
     """Fewer bits have three times the FVU here, and the same L0 as any."""
     whole = evaluation_table()

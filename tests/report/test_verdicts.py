@@ -64,6 +64,12 @@ def test_every_coder_of_a_family_stands_for_it():
     assert answer(found) == "No: at no rate against K-SVD."
 
 
+def test_a_family_is_met_without_the_others():
+    found = verdicts(table(RAYS + PCA + KSVD))
+    assert set(of(found, metric="fvu", family="PCA").contest.best_R) == {"pca_topk"}
+    assert set(of(found, metric="fvu", family="K-SVD").contest.best_R) == {"k_svd"}
+
+
 def test_each_coder_of_the_rays_has_a_verdict():
     by_omp = [(*point[:3], "omp", point[4], point[5] / 2) for point in RAYS]
     found = [v for v in verdicts(table(RAYS + by_omp + KSVD)) if v.metric == "dce"]
